@@ -1,0 +1,116 @@
+"""The words that every room shares: rows, batches and what a model answers.
+
+Letters in shapes: ``B`` batch, ``L`` tokens, ``D`` width, ``H`` heads, ``C`` classes,
+``V`` vocabulary. This room knows no model, no file and no objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["UNLABELLED", "Batch", "Inputs", "ModelInfo", "Outputs", "Row"]
+
+UNLABELLED = -100
+"""The label of a row that has none; PyTorch's ``ignore_index``."""
+
+Inputs = Mapping[str, Tensor]
+"""What one model reads: ``input_ids``, ``attention_mask`` and, for pairs, ``token_type_ids``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One canonical row of a data set.
+
+    Args:
+        index: Stable number of the row in its split.
+        text: The text; never empty, valid Unicode.
+        label: Position in the list of class names, or null for an unlabelled row.
+        pair: The second text of a sentence pair.
+        origin: ``index`` of the row that this one was made from, or null for an original.
+    """
+
+    index: int
+    text: str
+    label: int | None = None
+    pair: str | None = None
+    origin: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors: one encoding per view.
+
+    Args:
+        views: Inputs by view name; ``student`` always, ``teacher`` where there is one. Views with
+            equal vocabularies share the same tensors.
+        labels: Class positions, `[B]`, :data:`UNLABELLED` where a row has no label.
+        index: ``Row.index`` of each row, `[B]`.
+    """
+
+    views: Mapping[str, Inputs]
+    labels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on another device; shared views stay shared."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, for fast copies to a GPU; shared views too."""
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        moved: dict[int, Inputs] = {}
+        for inputs in self.views.values():
+            if id(inputs) not in moved:
+                moved[id(inputs)] = {key: move(value) for key, value in inputs.items()}
+        return Batch(
+            views={name: moved[id(inputs)] for name, inputs in self.views.items()},
+            labels=move(self.labels),
+            index=move(self.index),
+        )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What any model answers to a batch.
+
+    Args:
+        logits: `[B, C]`, never softened outside an objective.
+        hidden_states: ``layers + 1`` tensors `[B, L, D]`; the first is the embeddings.
+        attentions: ``layers`` tensors `[B, H, L, L]` of probabilities.
+        mask: `[B, L]`, 1 where there is a token.
+    """
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an objective may know of a model before it sees an output.
+
+    Args:
+        labels: Class names in the order of the logits.
+        parameters: Number of weights.
+        layers: Number of transformer layers.
+        width: Width of the hidden states, D.
+        heads: Attention heads per layer, H.
+        vocabulary: Digest of the tokenizer; equal digests encode every text alike.
+    """
+
+    labels: tuple[str, ...]
+    parameters: int
+    layers: int
+    width: int
+    heads: int
+    vocabulary: str
