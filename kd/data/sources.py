@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-__all__ = ["ROLES", "Source", "Table", "available_roles", "read"]
+__all__ = ["ROLES", "Source", "available_roles", "read"]
 
 ROLES = ("train", "validation", "test", "unlabelled", "predict")
 """What a table can be read for; also the fields of :class:`Source` that name it."""
