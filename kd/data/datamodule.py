@@ -1,0 +1,288 @@
+"""The data of a run: read, checked, split, encoded for each view, batched.
+
+Rows are read and checked before any model loads. The module that trains tells, once its models are
+loaded, which views to encode. This room knows no teacher and no objective.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from lightning import LightningDataModule
+
+from kd.data.collate import EncodedRows, EvaluationBatches, TrainingBatches
+from kd.data.encode import Encoded, View, encode
+from kd.data.rows import (
+    Fields,
+    Table,
+    canonical_rows,
+    hide_labels,
+    leaking,
+    report_rows,
+    resolve_labels,
+    select_rows,
+    stratified_split,
+)
+from kd.data.sources import Source, available_roles, read
+from kd.errors import ConfigError, DataError
+from kd.types import Row
+
+__all__ = ["TextDataModule"]
+
+_EVALUATED = {"validate": "validation", "test": "test", "predict": "predict"}
+
+
+class TextDataModule(LightningDataModule):
+    """Texts and labels, tokenised for every model that reads them, in batches of like length.
+
+    Args:
+        source: Where the rows are; null is the built-in corpus.
+        text_column: Column of the text.
+        pair_column: Column of the second text, for sentence pairs.
+        label_column: Column of the label; null if there is none.
+        label_map: Class name by raw label, such as ``{"0": negative, "4": positive}``.
+        label_names: Class names in order; null takes those of the source.
+        on_empty_label: Whether a row without a label is an error or an unlabelled row.
+        on_bad_row: Whether a row that cannot be used is an error or left out.
+        validation_fraction: Share of the training rows held out where there is no validation split.
+        train_rows: How many training rows to use, a seeded choice; null is all.
+        labelled_rows: How many of them keep their label, a seeded choice; null is all.
+        batch_size: Rows per optimizer step, over all ranks, before accumulation.
+        eval_batch_size: Rows per batch of a rank outside training.
+        max_length: Tokens after which a text is cut.
+        split_seed: Of the validation split and of the choices above; not of training.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        source: Source | None = None,
+        text_column: str = "text",
+        pair_column: str | None = None,
+        label_column: str | None = "label",
+        label_map: dict[str, str] | None = None,
+        label_names: list[str] | None = None,
+        on_empty_label: Literal["error", "unlabelled"] = "error",
+        on_bad_row: Literal["error", "drop"] = "error",
+        validation_fraction: float = 0.1,
+        train_rows: int | None = None,
+        labelled_rows: int | None = None,
+        batch_size: int = 48,
+        eval_batch_size: int = 128,
+        max_length: int = 128,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        sizes |= {"max_length": max_length - 2}  # the special tokens
+        for name, size in sizes.items():
+            if size < 1:
+                raise ConfigError(f"data.{name} is too small: nothing would be read.")
+        if (train_rows is not None and train_rows < 1) or (labelled_rows or 0) < 0:
+            raise ConfigError("data.train_rows must be positive, data.labelled_rows not negative.")
+        if not 0.0 < validation_fraction < 1.0:
+            raise ConfigError(
+                f"data.validation_fraction is {validation_fraction}: give a share between 0 and 1."
+            )
+        self.source = source or Source()
+        self.fields = Fields(
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            label_map=label_map,
+            label_names=label_names,
+            on_empty_label=on_empty_label,
+            on_bad_row=on_bad_row,
+        )
+        self.validation_fraction = validation_fraction
+        self.train_rows = train_rows
+        self.labelled_rows = labelled_rows
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_length = max_length
+        self.split_seed = split_seed
+        self.labels: tuple[str, ...] = ()
+        self.rows: dict[str, list[Row]] = {}
+        self.notes: list[str] = []
+        self._views: dict[str, View] = {}
+        self._unlabelled = True
+        self._encoded: dict[tuple[str, tuple[str, int]], Encoded] = {}
+        self._training: TrainingBatches | None = None
+        self._position = (0, 0)
+
+    def read(self, stage: str) -> None:
+        """Read and check the rows that a stage needs; a second call costs nothing.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            DataError: If a file, split, column or row cannot be used.
+        """
+        if "train" not in self.rows:
+            self._read_training()
+        role = _EVALUATED.get(stage)
+        if role and role not in self.rows:
+            self.rows[role] = self._read_evaluated(role)
+
+    def prepare_data(self) -> None:
+        """Download what a hub source needs, once per node."""
+        self.read("fit")
+
+    def setup(self, stage: str) -> None:
+        """Read the rows on this rank."""
+        self.read(stage)
+
+    def texts(self) -> Sequence[str]:
+        """Return the training texts, labelled or not."""
+        return [row.text for row in self.rows["train"]]
+
+    def connect(self, views: dict[str, View], unlabelled: bool) -> None:
+        """Take the views to encode.
+
+        Args:
+            views: By name; ``student`` always.
+            unlabelled: Whether any objective learns from rows without a label; else they are
+                left out of training.
+        """
+        self._views = views
+        self._unlabelled = unlabelled
+
+    def summary(self) -> str:
+        """Return how many rows there are, and what was found amiss, a line each."""
+        train = self.rows["train"]
+        unlabelled = sum(row.label is None for row in train)
+        use = "" if self._unlabelled else ", left out: no objective learns from them"
+        parts = [f"{len(train) - unlabelled} labelled"]
+        parts += [f"{unlabelled} unlabelled{use}"] if unlabelled else []
+        parts += [f"{len(self.rows['validation'])} validation rows"]
+        counts = f"data = {', '.join(parts)}; classes {', '.join(self.labels)}"
+        return "\n".join([counts, *(f"note: {note}" for note in self.notes)])
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a digest of the rows of each split that was read."""
+        return {role: _digest(rows, self.labels) for role, rows in self.rows.items()}
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Return this rank's share of the training batches."""
+        rows = self.rows["train"]
+        if not self._unlabelled:
+            rows = [row for row in rows if row.label is not None]
+        if self.batch_size < self._ranks[1]:
+            raise ConfigError(
+                f"data.batch_size is {self.batch_size} for {self._ranks[1]} ranks: give each a row."
+            )
+        if len(rows) < self._ranks[1]:
+            raise DataError("No row is left to train on: no objective learns from unlabelled rows.")
+        self._training = TrainingBatches(
+            self._encode("train", rows), self.batch_size, self._seed, *self._ranks, self._position
+        )
+        return self._training
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """Return this rank's share of the validation rows."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """Return this rank's share of the test rows."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> EvaluationBatches:
+        """Return this rank's share of the rows to predict."""
+        return self._evaluation("predict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training data: epoch and batches consumed."""
+        epoch, batch = self._training.position if self._training else self._position
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at a saved position; the training batches are made later."""
+        self._position = (state_dict["epoch"], state_dict["batch"])
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    @property
+    def _seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", "0"))  # set by Lightning's seed_everything
+
+    def _read_training(self) -> None:
+        table = read(self.source, "train")
+        self.labels = resolve_labels(table, self.fields)
+        train = self._canonical(table)
+        roles = available_roles(self.source)
+        if "validation" in roles:
+            validation = self._read_evaluated("validation")
+        else:
+            train, validation = stratified_split(train, self.validation_fraction, self.split_seed)
+        if self.train_rows is not None:
+            _check_count("train_rows", self.train_rows, len(train))
+            train = select_rows(train, self.train_rows, self.split_seed)
+        if self.labelled_rows is not None:
+            labelled = sum(row.label is not None for row in train)
+            _check_count("labelled_rows", self.labelled_rows, labelled)
+            train = hide_labels(train, self.labelled_rows, self.split_seed)
+        if "unlabelled" in roles:
+            more = self._canonical(read(self.source, "unlabelled"), labelled=False)
+            first = 1 + max(row.index for row in train)
+            train = train + [replace(row, index=first + row.index) for row in more]
+        shared = leaking(train, validation)
+        if shared:
+            self.notes.append(f"{shared} validation texts are training texts too")
+        self.rows["train"], self.rows["validation"] = train, validation
+
+    def _read_evaluated(self, role: str) -> list[Row]:
+        table = read(self.source, role)
+        rows = self._canonical(table, labelled=role != "predict")
+        if role == "predict":
+            return rows
+        labelled = [row for row in rows if row.label is not None]
+        if not labelled:
+            raise DataError(f"No row of {table.origin} has a label: nothing can be measured on it.")
+        return labelled
+
+    def _canonical(self, table: Table, labelled: bool = True) -> list[Row]:
+        rows = canonical_rows(table, self.fields, self.labels, labelled=labelled)
+        report = report_rows(table, self.fields, rows)
+        for count, fate in ((report.dropped, "left out"), (report.repaired, "repaired")):
+            if count:
+                self.notes.append(f"{count} rows of {table.origin} were {fate}")
+        return rows
+
+    def _evaluation(self, role: str) -> EvaluationBatches:
+        rows = self.rows[role]
+        rank, ranks = self._ranks
+        if len(rows) < ranks:
+            raise DataError(f"The {role} split has {len(rows)} rows for {ranks} ranks: use fewer.")
+        return EvaluationBatches(self._encode(role, rows), self.eval_batch_size, rank, ranks)
+
+    def _encode(self, role: str, rows: list[Row]) -> EncodedRows:
+        views = {}
+        for name, view in self._views.items():
+            key = (role, view.key)
+            if key not in self._encoded:
+                self._encoded[key] = encode(rows, view)
+            views[name] = self._encoded[key]
+        return EncodedRows(rows, views)
+
+
+def _check_count(key: str, wanted: int, there: int) -> None:
+    if wanted > there:
+        raise DataError(f"data.{key} is {wanted:,}, but there are only {there:,} such rows.")
+
+
+def _digest(rows: Sequence[Row], labels: Sequence[str]) -> str:
+    state = hashlib.sha256(repr(tuple(labels)).encode())
+    for row in rows:
+        state.update(repr((row.text, row.pair, row.label)).encode())
+    return state.hexdigest()[:16]
