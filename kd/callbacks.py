@@ -1,0 +1,249 @@
+"""What happens around training: one run directory on all ranks, checkpoints, predictions.
+
+Callbacks write where the run tells them; they know no objective and compute no loss.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from kd.data.datamodule import TextDataModule
+from kd.module import DistillationModule
+from kd.runs import Run, global_rank
+from kd.types import Row
+
+__all__ = [
+    "BestCheckpoint",
+    "MetricsFile",
+    "Milestones",
+    "PredictionWriter",
+    "ResumeCheckpoint",
+    "RunDirectory",
+    "print_line",
+]
+
+
+class RunDirectory(Callback):
+    """Let all ranks agree on the run directory that rank 0 claimed, and on its references.
+
+    Args:
+        run: The claimed run on rank 0, null on all others.
+        references: Model path by reference as rank 0 resolved them.
+    """
+
+    def __init__(self, run: Run | None, references: Mapping[str, str]) -> None:
+        self.run = run
+        self.references = dict(references)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell every rank; runs before the checkpoints and the models need a path."""
+        mine = (str(self.run.path) if self.run else None, self.references)
+        path, self.references = trainer.strategy.broadcast(mine)
+        assert isinstance(pl_module, DistillationModule)
+        pl_module.follow(self.references)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and path:
+                callback.dirpath = str(Path(path, "checkpoints"))
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the loss, and note the data and the id at W&B in the manifest."""
+        assert isinstance(pl_module, DistillationModule)
+        print_line(pl_module.equation)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextDataModule)
+        print_line(data.summary())
+        if self.run is None:
+            return
+        wandb_id = next(
+            (str(logger.version) for logger in trainer.loggers if _is_wandb(logger)), None
+        )
+        folder = self.run.path / "checkpoints" / "model"
+        pl_module.student.describe(folder, data.max_length)
+        self.run.update(data=data.fingerprints(), wandb_id=wandb_id)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the checkpoint with the best value of a metric as ``best.ckpt``.
+
+    A resumed run takes over the best checkpoint and its score from the run that it continues.
+
+    Args:
+        monitor: Name of the metric; one with "loss" in its name is better when smaller.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        super().__init__(
+            filename="best",
+            monitor=monitor,
+            mode="min" if "loss" in monitor else "max",
+            save_top_k=1,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy the best checkpoint of the resumed run here, so that a worse one cannot win."""
+        score, old = state_dict.get("best_model_score"), Path(state_dict.get("best_model_path", ""))
+        if score is None or self.dirpath is None or not old.is_file():
+            return
+        new = Path(self.dirpath, old.name)
+        if global_rank() == 0 and new != old:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            for file in old.parent.glob(f"*{old.name}*"):
+                shutil.copy2(file, new.parent / file.name)
+        self.best_model_path = self.kth_best_model_path = str(new)
+        self.best_model_score = self.kth_value = torch.as_tensor(score)
+        self.best_k_models = {str(new): self.best_model_score}
+        self.current_score = self.best_model_score
+
+
+class ResumeCheckpoint(ModelCheckpoint):
+    """Keep the newest state as ``resume.ckpt``, whatever its score.
+
+    Args:
+        steps: Training steps between two saves; one more is made at the end of every epoch.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(
+            filename="resume",
+            monitor=None,
+            save_top_k=1,
+            every_n_train_steps=steps,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self._every_n_epochs = 1  # Lightning's constructor takes steps or epochs, not both
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Start anew: the old run's file stays the old run's."""
+
+
+class MetricsFile(CSVLogger):
+    """``metrics.csv`` in the run directory, and no other file.
+
+    Args:
+        folder: The run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=folder, name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer of the file."""
+        if self._experiment is None:
+            self._experiment = _MetricsWriter(self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+
+class _MetricsWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Say nothing: the directory is this run's own."""
+
+    def save(self) -> None:
+        super(ExperimentWriter, self).save()  # without hparams.yaml: config.yaml is the record
+
+
+class Milestones(Callback):
+    """Print one line after each validation, which also reads well in a log file."""
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print step and the validation metrics."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        values = {
+            name.removeprefix("val/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        order = [name for name in ("accuracy", "f1", "agreement", "loss") if name in values]
+        metrics = "  ".join(f"{name} {values[name]:.4f}" for name in order)
+        print_line(f"step {trainer.global_step}/{trainer.estimated_stepping_batches}  {metrics}")
+
+
+class PredictionWriter(Callback):
+    """Gather the predictions of all ranks and write ``predictions.parquet`` and ``.csv``.
+
+    Args:
+        run: The claimed run on rank 0, null on all others.
+    """
+
+    def __init__(self, run: Run | None) -> None:
+        self.run = run
+        self._parts: list[dict[str, Tensor]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the answers to a batch."""
+        self._parts.append({name: value.cpu() for name, value in outputs.items()})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the rows in their order and write them."""
+        gathered: list[list[dict[str, Tensor]]] = [self._parts]
+        if trainer.world_size > 1:
+            gathered = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, self._parts)
+        if self.run is None:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextDataModule)
+        answers = {
+            int(index): values
+            for rank in gathered
+            for part in rank
+            for index, values in zip(part["index"], part["probabilities"].tolist(), strict=True)
+        }
+        _write_predictions(self.run.path, data.rows["predict"], answers, data.labels)
+
+
+def _write_predictions(
+    folder: Path,
+    rows: Sequence[Row],
+    answers: Mapping[int, Sequence[float]],
+    labels: Sequence[str],
+) -> None:
+    import pandas as pd
+
+    columns: dict[str, list[Any]] = {"text": [row.text for row in rows]}
+    if any(row.pair is not None for row in rows):
+        columns["pair"] = [row.pair for row in rows]
+    probabilities = [answers[row.index] for row in rows]
+    columns["label"] = [labels[max(range(len(p)), key=p.__getitem__)] for p in probabilities]
+    for place, label in enumerate(labels):
+        columns[f"probability_{label}"] = [values[place] for values in probabilities]
+    frame = pd.DataFrame(columns)
+    frame.to_parquet(folder / "predictions.parquet", index=False)
+    frame.to_csv(folder / "predictions.csv", index=False)
+    print_line(f"{len(frame)} predictions in {folder / 'predictions.parquet'} and .csv")
+
+
+def print_line(text: str) -> None:
+    """Print to standard output at once, also into a pipe."""
+    print(text, flush=True)  # noqa: T201
+
+
+def _is_wandb(logger: object) -> bool:
+    return type(logger).__name__ == "WandbLogger"

@@ -1,0 +1,186 @@
+"""Answers: an exported folder reads texts and gives classes with probabilities.
+
+This room imports neither lightning nor datasets, so that it starts fast; it knows no training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+
+from kd.data.collate import EncodedRows, EvaluationBatches
+from kd.data.encode import View, encode
+from kd.errors import ConfigError, DataError
+from kd.models import EncoderClassifier
+from kd.runs import is_reference, resolve
+from kd.types import Row
+
+__all__ = ["Classifier", "Prediction", "classify"]
+
+_CHUNK = 4096  # texts read from a file or a pipe before the first answers are written
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one text.
+
+    Args:
+        text: The text.
+        label: The class with the highest probability.
+        probabilities: By class name; they sum to 1.
+    """
+
+    text: str
+    label: str
+    probabilities: dict[str, float]
+
+
+class Classifier:
+    """A trained model that answers texts; the order of the answers is that of the texts.
+
+    Args:
+        model: A loaded encoder.
+        batch_size: Texts per forward pass.
+    """
+
+    def __init__(self, model: EncoderClassifier, batch_size: int = 64) -> None:
+        self.model = model.eval()
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Classifier:
+        """Load an exported folder, a run reference or a classifier of the hub.
+
+        Args:
+            path: Such as ``runs/quickstart/version_0/student`` or ``runs/quickstart``.
+
+        Returns:
+            The classifier; a `ModelError` says that there is none, or that its head is untrained.
+        """
+        folder = str(resolve(path).student) if is_reference(path) else str(path)
+        model = EncoderClassifier(path=folder)
+        model.load(fresh_head=False)
+        return cls(model)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        return self.model.labels
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Classify texts.
+
+        Args:
+            texts: The texts; long ones are cut at the model's limit.
+
+        Returns:
+            One prediction per text.
+
+        Raises:
+            DataError: If a text is no string or blank.
+        """
+        for place, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"Text {place + 1} of {len(texts)} is empty: give it words.")
+        rows = [Row(place, _repaired(text)) for place, text in enumerate(texts)]
+        probabilities = self.probabilities(rows).tolist()
+        return [
+            Prediction(
+                text=row.text,
+                label=self.labels[max(range(len(values)), key=values.__getitem__)],
+                probabilities=dict(zip(self.labels, values, strict=True)),
+            )
+            for row, values in zip(rows, probabilities, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def probabilities(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return the probabilities of canonical rows, `[rows, C]`, in their order."""
+        model = self.model
+        assert model.tokenizer is not None
+        result = torch.zeros(len(rows), len(self.labels))
+        if not rows:
+            return result
+        view = View(model.tokenizer, model.max_length, model.info.vocabulary)
+        places = [Row(place, row.text, pair=row.pair) for place, row in enumerate(rows)]
+        data = EncodedRows(places, {"student": encode(places, view)})
+        device = next(model.parameters()).device
+        for batch in EvaluationBatches(data, self.batch_size):
+            logits = model(batch.to(device).views["student"]).logits
+            result[batch.index] = logits.float().softmax(dim=-1).cpu()
+        return result
+
+
+def classify(
+    model: str,
+    texts: list[str] | None = None,
+    file: Path | None = None,
+    output: Literal["text", "jsonl"] = "text",
+) -> None:
+    """Classify texts with an exported model: arguments, the lines of a file, or standard input.
+
+    Args:
+        model: Exported folder, run such as runs/quickstart, or hub id.
+        texts: The texts; none reads the file, or standard input.
+        file: Read one text from each line of this file; - is standard input.
+        output: Columns to read, or one JSON object per line with all probabilities.
+
+    Raises:
+        ConfigError: If texts and a file are given, or there is nothing to read.
+    """
+    if texts and file is not None:
+        raise ConfigError("classify takes texts or --file, not both.")
+    if not texts and file is None and sys.stdin.isatty():
+        raise ConfigError("classify has nothing to read: give texts, --file, or a pipe.")
+    classifier = Classifier.from_pretrained(model)
+    for chunk in _chunks(texts, file):
+        for prediction in classifier.predict(chunk):
+            sys.stdout.write(_line(prediction, output))
+        sys.stdout.flush()
+
+
+def _line(prediction: Prediction, output: str) -> str:
+    if output == "jsonl":
+        return json.dumps(asdict(prediction), ensure_ascii=False) + "\n"
+    share = prediction.probabilities[prediction.label]
+    return f"{prediction.label}\t{share:.3f}\t{prediction.text}\n"
+
+
+def _chunks(texts: list[str] | None, file: Path | None) -> Iterator[list[str]]:
+    if texts:
+        yield texts
+    elif file is None or str(file) == "-":
+        yield from _read_lines(sys.stdin, "standard input")
+    else:
+        try:
+            with file.open(encoding="utf-8-sig") as lines:
+                yield from _read_lines(lines, str(file))
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _read_lines(lines: IO[str], origin: str) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    try:
+        for line in lines:
+            if line.strip():
+                chunk.append(line.rstrip("\n"))
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{origin} is not UTF-8: convert it first.") from error
+    if chunk:
+        yield chunk
+
+
+def _repaired(text: str) -> str:
+    """Treat broken Unicode as that of training rows: pairs of surrogates are one character."""
+    units = text.replace("\0", "").encode("utf-16-le", "surrogatepass")
+    return units.decode("utf-16-le", "replace")

@@ -1,0 +1,193 @@
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import pipeline
+
+from kd.errors import ConfigError, DataError, ModelError
+from kd.inference import Classifier, classify
+from tests.conftest import LABELS, TEXTS
+
+LONG = [*TEXTS, "no", "a", "great " * 40, "sad and rude", "w" * 300, "love, love, love"]
+
+
+@pytest.fixture
+def folder(make_model):
+    return make_model(initializer_range=0.5)
+
+
+@pytest.fixture
+def model(folder):
+    return Classifier.from_pretrained(folder)
+
+
+# --- Classifier ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_answers_equal_those_of_the_pipeline_of_transformers(folder, model, batch_size):
+    reference = pipeline("text-classification", model=str(folder), device="cpu", top_k=None)
+    cut = {"truncation": True, "max_length": 64}
+    wanted = [{row["label"]: row["score"] for row in reference(text, **cut)[0]} for text in LONG]
+    predictions = Classifier(model.model, batch_size).predict(LONG)
+    assert [prediction.text for prediction in predictions] == LONG
+    for prediction, probabilities in zip(predictions, wanted, strict=True):
+        assert prediction.probabilities == pytest.approx(probabilities, abs=1e-5)
+        assert prediction.label == max(probabilities, key=probabilities.get)
+        assert tuple(prediction.probabilities) == model.labels == LABELS
+    assert len({prediction.label for prediction in predictions}) == 2  # the model is no constant
+
+
+def test_a_text_gets_the_same_answer_in_any_company(model):
+    together = model.predict(LONG)
+    backwards = model.predict(LONG[::-1])[::-1]
+    for text, first, second in zip(LONG, together, backwards, strict=True):
+        (alone,) = model.predict([text])
+        assert alone.probabilities == pytest.approx(first.probabilities, abs=1e-5)
+        assert second.probabilities == pytest.approx(first.probabilities, abs=1e-5)
+
+
+def test_no_text_is_no_answer(model):
+    assert model.predict([]) == []
+
+
+def test_a_text_beyond_the_models_limit_is_cut(model):
+    long, cut = model.predict(["great film " * 5000, "great film " * 100])
+    assert long.probabilities == pytest.approx(cut.probabilities)
+
+
+@pytest.mark.parametrize("blank", ["", "  \n", None, 3])
+def test_a_blank_text_is_refused_with_its_number(model, blank):
+    with pytest.raises(DataError, match="Text 2 of 3 is empty"):
+        model.predict(["a", blank, "b"])
+
+
+def test_broken_unicode_is_read_as_in_training(model):
+    lone, pair, whole, nul, plain = model.predict(
+        ["a \ud83d film", "a \ud83c\udfac film", "a 🎬 film", "a\0 film", "a film"]
+    )
+    assert lone.text == "a \ufffd film"
+    assert pair == whole
+    assert nul == plain
+    json.dumps(lone.text, ensure_ascii=False).encode()
+
+
+def test_a_model_is_in_eval_mode_and_needs_no_gradient(model):
+    assert not model.model.training
+    first, second = (model.predict(TEXTS)[0].probabilities for _ in range(2))
+    assert first == second
+
+
+def test_a_folder_without_a_head_is_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("classifier")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="no trained classification head"):
+        Classifier.from_pretrained(folder)
+
+
+def test_a_place_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="neither a model folder"):
+        Classifier.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_run_reference_means_its_exported_student(folder, tmp_path):
+    version = tmp_path / "runs" / "x" / "version_0"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_text('{"status": "finished", "command": "fit"}')
+    folder.rename(version / "student")
+    for path in (version.parent, version, version / "student"):
+        assert Classifier.from_pretrained(path).labels == LABELS
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, kd.inference; print([m for m in ('lightning', 'datasets', 'pandas', "
+    code += "'torchmetrics', 'wandb', 'jsonargparse') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "[]"
+
+
+# --- classify ------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def columns(printed):
+    return [line.split("\t") for line in printed.splitlines()]
+
+
+def test_texts_are_classified_one_line_each(folder, model, capsys):
+    classify(str(folder), texts=TEXTS)
+    lines = columns(capsys.readouterr().out)
+    for line, wanted in zip(lines, model.predict(TEXTS), strict=True):
+        share = wanted.probabilities[wanted.label]
+        assert line == [wanted.label, f"{share:.3f}", wanted.text]
+
+
+def test_a_file_is_classified_line_by_line(folder, tmp_path, capsys):
+    file = tmp_path / "texts.txt"
+    file.write_text("\ufeff" + "\n\n".join(TEXTS) + "\n", encoding="utf-8")
+    classify(str(folder), file=file)
+    assert [line[2] for line in columns(capsys.readouterr().out)] == TEXTS
+
+
+@pytest.mark.parametrize("dash", [True, False])
+def test_standard_input_is_classified(folder, capsys, monkeypatch, tmp_path, dash):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(TEXTS)))
+    classify(str(folder), file=type(tmp_path)("-") if dash else None)
+    assert [line[2] for line in columns(capsys.readouterr().out)] == TEXTS
+
+
+def test_chunks_are_put_together_in_order(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("kd.inference._CHUNK", 3)
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    classify(str(folder), file=file)
+    assert [line[2] for line in columns(capsys.readouterr().out)] == TEXTS
+
+
+def test_jsonl_holds_all_probabilities(folder, model, capsys):
+    texts = ["what a day 🎬", "a \ud83d film"]
+    classify(str(folder), texts=texts, output="jsonl")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row, wanted in zip(rows, model.predict(texts), strict=True):
+        assert row["text"] == wanted.text
+        assert row["label"] == wanted.label
+        assert row["probabilities"] == pytest.approx(wanted.probabilities)
+        assert sum(row["probabilities"].values()) == pytest.approx(1.0)
+
+
+def test_impossible_inputs_are_refused_before_a_model_loads(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="texts or --file, not both"):
+        classify("nowhere", texts=["a"], file=tmp_path / "x")
+    monkeypatch.setattr("sys.stdin", Terminal())
+    with pytest.raises(ConfigError, match="nothing to read"):
+        classify("nowhere")
+
+
+def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
+    with pytest.raises(DataError, match=r"missing\.txt cannot be read"):
+        classify(str(folder), file=tmp_path / "missing.txt")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("schön".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.txt is not UTF-8"):
+        classify(str(folder), file=latin)
+
+
+def test_probabilities_of_pairs_read_both_texts(model):
+    from kd.types import Row
+
+    rows = [Row(7, "a film", pair="what a day"), Row(9, "a film", pair="sad and rude")]
+    probabilities = model.probabilities(rows)
+    assert probabilities.shape == (2, 2)
+    assert not torch.allclose(probabilities[0], probabilities[1])
+    assert torch.equal(model.probabilities([]), torch.zeros(0, 2))

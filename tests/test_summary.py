@@ -1,0 +1,67 @@
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModelForSequenceClassification
+
+from kd.inference import Classifier
+from kd.summary import Score, as_plain, measure, score, show, speed
+from kd.types import Row
+from tests.conftest import TEXTS
+
+THREE = ("negative", "neutral", "positive")
+TRUTH = (2, 2, 0, 1, 0, 1, 0, 2)
+
+
+@pytest.fixture
+def rows():
+    """Rows whose order is not that of their lengths, so that mixing them up shows."""
+    texts = [f"{text} {'and ' * (place * 3 % 7)}" for place, text in enumerate(TEXTS)]
+    return [Row(10 + place, text, TRUTH[place]) for place, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("order", [THREE, ("positive", "negative", "neutral"), THREE[::-1]])
+def test_figures_equal_those_of_sklearn_in_any_order_of_classes(make_model, rows, order):
+    folder = make_model(labels=order, initializer_range=0.5)
+    answers = Classifier.from_pretrained(folder).predict([row.text for row in rows])
+    truth = [THREE[row.label] for row in rows]
+    found = [answer.label for answer in answers]
+    assert len(set(found)) > 1
+    result = measure(folder, rows, THREE)
+    assert result.accuracy == pytest.approx(accuracy_score(truth, found))
+    wanted = f1_score(truth, found, labels=sorted({*truth, *found}), average="macro")
+    assert result.f1 == pytest.approx(wanted)
+
+
+def test_size_and_speed_are_those_of_the_model(make_model, rows):
+    folder = make_model()
+    network = AutoModelForSequenceClassification.from_pretrained(folder)
+    classifier = Classifier.from_pretrained(folder)
+    result = score(classifier.model, rows, 0.5, 0.25)
+    assert (result.accuracy, result.f1) == (0.5, 0.25)
+    assert result.parameters == network.num_parameters()
+    assert result.megabytes == pytest.approx(network.num_parameters() * 4 / 1e6)
+    assert result.rows_per_second > 0
+
+
+def test_speed_is_measured_on_few_rows_after_a_warm_up(make_model, rows, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Classifier, "probabilities", lambda self, chosen: asked.append(len(chosen)))
+    model = Classifier.from_pretrained(make_model()).model
+    assert speed(model, rows * 100) > 0
+    assert asked == [64, 512]
+
+
+def test_the_box_shows_every_figure(capsys, tmp_path):
+    scores = {
+        "teacher": Score(0.9312, 0.9001, 109_483_778, 437.9, 51.2),
+        "student": Score(0.8754, 0.8611, 4_386_178, 17.5, 2345.6),
+    }
+    show(scores, tmp_path / "version_0", 1234, 67.8)
+    printed = capsys.readouterr().out
+    for figure in ("93.1%", "90.0%", "109,483,778", "437.9", "51"):
+        assert figure in printed
+    for figure in ("87.5%", "86.1%", "4,386,178", "17.5", "2,346", "1,234", "68 s"):
+        assert figure in printed
+    teacher, student = (printed.index(role) for role in ("teacher", "student"))
+    assert teacher < student
+    assert "classify --model" in printed
+    assert as_plain(scores)["student"]["accuracy"] == 0.8754
