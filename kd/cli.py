@@ -1,0 +1,135 @@
+"""The command line: one ``main`` for ``python train.py``, ``kd`` and ``python -m kd``.
+
+Only the command that runs is imported, so that help and version answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from kd.errors import KDError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "fit": "train a student (or a teacher) from a recipe, export it, show what it is worth",
+    "validate": "measure a run's student on its validation split",
+    "test": "measure a run's student on its test split",
+    "predict": "write a run's predictions for a split to parquet and csv",
+    "export": "write a run's student as a folder that transformers.pipeline loads",
+    "classify": "classify texts, a file or standard input with an exported student",
+}
+_RECIPE_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; an error that the user can mend is one sentence and exit code 2.
+
+    Args:
+        args: Command line without the program; null takes that of the process.
+
+    Raises:
+        SystemExit: With 0 after help or version, with 2 after an error.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        _write(_help())
+        raise SystemExit(0)
+    if command == "--version":
+        _write(f"kd {_version()}")
+        raise SystemExit(0)
+    try:
+        if command not in COMMANDS:
+            raise _unknown(command)
+        _run(command, arguments)
+    except KDError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"kd: error: {error}\n")
+        raise SystemExit(2) from error
+    except BrokenPipeError:
+        # a reader such as head has enough; keep Python from complaining about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(command: str, arguments: Sequence[str]) -> None:
+    if command in _RECIPE_COMMANDS:
+        from kd.recipes import run_recipe
+
+        run_recipe(arguments)
+    elif command == "export":
+        from kd.export import export
+
+        _call(export, arguments[1:])
+    else:
+        from kd.inference import classify
+
+        _call(classify, arguments[1:], many="texts")
+
+
+def _call(function: Callable[..., None], arguments: Sequence[str], many: str | None = None) -> None:
+    """Call a function with arguments parsed by its signature, its docstring being the help.
+
+    Args:
+        function: The command.
+        arguments: What follows the command's name.
+        many: Parameter that takes all words which belong to no option.
+    """
+    from jsonargparse import ArgumentParser
+
+    from kd.parsing import explain
+
+    name = function.__name__
+    parser = ArgumentParser(
+        prog=f"kd {name}",
+        description=COMMANDS[name],
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_function_arguments(function, skip={many} if many else None, as_group=False)
+    if many:
+        parser.add_argument(many, nargs="*", type=str, help="The texts to classify.")
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except Exception as error:  # jsonargparse raises several kinds
+        raise explain(error, [action.dest for action in parser._actions], ()) from error
+    function(**vars(parser.instantiate(parsed)))
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: kd COMMAND [OPTIONS]     (also: python train.py …, python -m kd …)",
+            "",
+            "Distil a large text classifier into a small, fast one, from one YAML file.",
+            "",
+            *lines,
+            "",
+            "kd COMMAND --help lists a command's options; a first run on built-in data:",
+            "  kd fit --config configs/quickstart.yaml",
+        ]
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("kd")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _unknown(command: str) -> KDError:
+    from difflib import get_close_matches
+
+    near = get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."
+    return KDError(f"There is no command {command!r}: {hint}")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")

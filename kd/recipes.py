@@ -1,0 +1,384 @@
+"""Recipes: LightningCLI over module, data and trainer, in a fresh run directory each time.
+
+Order of a fit: parse, claim a directory, construct, check the rows, find or train the teacher,
+train, export, measure. What can fail without a model fails before one loads.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from kd import summary
+from kd.callbacks import (
+    BestCheckpoint,
+    MetricsFile,
+    Milestones,
+    PredictionWriter,
+    ResumeCheckpoint,
+    RunDirectory,
+    print_line,
+)
+from kd.checkpoints import SafeCheckpointIO, resumable
+from kd.data.datamodule import TextDataModule
+from kd.errors import ConfigError, RunError
+from kd.export import export_checkpoint
+from kd.models import EncoderClassifier
+from kd.module import DistillationModule
+from kd.objectives import Objective
+from kd.parsing import allow_imports, explain
+from kd.runs import Run, check_name, claim, global_rank, is_reference, resolve
+from kd.teachers import ModelTeacher, Teacher
+
+__all__ = ["RecipeCLI", "RunOptions", "run_recipe"]
+
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 3,
+    "gradient_clip_val": 1.0,
+    "use_distributed_sampler": False,  # the batches know their rank; Lightning's sampler pads
+    "enable_model_summary": False,  # the box at the end says it
+}
+
+
+@dataclass
+class RunOptions:
+    """Where a run lives.
+
+    Args:
+        name: Name of the run; null is the recipe's file name.
+        root: Folder of all runs; each becomes ``root/name/version_N``.
+        resume: Version folder to continue, or auto for the newest unfinished one of this name.
+        monitor: Metric by which the best checkpoint is chosen.
+        save_every: Training steps between two saves of the resume checkpoint.
+    """
+
+    name: str | None = None
+    root: str = "runs"
+    resume: str | None = None
+    monitor: str = "val/accuracy"
+    save_every: int = 500
+
+
+def run_recipe(args: Sequence[str]) -> None:
+    """Run fit, validate, test or predict.
+
+    Args:
+        args: Command line without the program.
+    """
+    allow_imports()
+    _quieten()
+    RecipeCLI(list(args))
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI whose every command has a run directory of its own.
+
+    Args:
+        args: Command line without the program.
+    """
+
+    def __init__(self, args: ArgsType) -> None:
+        self.run: Run | None = None
+        self.directory: RunDirectory | None = None
+        self.is_training = False
+        self.started = time.perf_counter()
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            DistillationModule,
+            TextDataModule,
+            args=args,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            seed_everything_default=42,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the run."""
+        parser.add_class_arguments(RunOptions, "run")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and explain an error in one sentence."""
+        assert isinstance(args, list)
+        try:
+            self.config = parser.parse_args(args)
+        except Exception as error:
+            keys = {
+                action.dest
+                for subparser in self._subcommand_parsers.values()
+                for action in subparser._actions
+            }
+            raise explain(error, sorted(keys), (Objective, Teacher, EncoderClassifier)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the command line as it is: a checkpoint holds no configuration."""
+
+    @property
+    def options(self) -> Namespace:
+        """The parsed options of this command."""
+        options: Namespace = self.config[self.config.subcommand]
+        return options
+
+    def before_instantiate_classes(self) -> None:
+        """Claim the run directory on rank 0, and write down the recipe."""
+        options = self.options
+        options.run.name = check_name(options.run.name or _recipe_name(options))
+        if "spawn" in str(options.trainer.strategy):
+            raise ConfigError(
+                "trainer.strategy: spawned processes lose the hidden states of transformers; "
+                "use ddp."
+            )
+        self.resume_from = self._checkpoint_to_resume()
+        if global_rank() == 0 and not options.trainer.fast_dev_run:
+            self.run = claim(
+                options.run.root,
+                options.run.name,
+                command=self.config.subcommand,
+            )
+            old = self.resume_from and self.resume_from.parent.parent
+            self.run.update(seed=options.seed_everything, resumed_from=old)
+            print_line(f"run = {self.run.path}")
+            parser = self._subcommand_parsers[self.config.subcommand]
+            self.run.write_text("config.yaml", parser.dump(options, skip_none=False))
+        _prepare_wandb(options, self.run)
+
+    def instantiate_classes(self) -> None:
+        """Construct module, data and trainer; the models load later."""
+        with self._recorded():
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Construct the trainer around the run directory."""
+        trainer = self._get(self.config_init, "trainer")
+        folder = self.run.path if self.run else Path(self.options.run.root)
+        if trainer.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+        if not trainer.fast_dev_run:
+            kwargs["logger"] = [MetricsFile(folder), *_as_list(trainer.logger)]
+            kwargs["enable_checkpointing"] = self.config.subcommand == "fit"
+        self.directory = RunDirectory(self.run, {})
+        callbacks = [self.directory, *_as_list(trainer.callbacks), Milestones()]
+        if self.config.subcommand == "fit" and not trainer.fast_dev_run:
+            callbacks.append(BestCheckpoint(self.options.run.monitor))
+            callbacks.append(ResumeCheckpoint(self.options.run.save_every))
+        if self.config.subcommand == "predict":
+            callbacks.append(PredictionWriter(self.run))
+        return super().instantiate_trainer(
+            callbacks=callbacks,
+            plugins=[*_as_list(trainer.plugins), SafeCheckpointIO()],
+            default_root_dir=str(folder),
+            **kwargs,
+        )
+
+    def fit(
+        self,
+        model: DistillationModule,
+        datamodule: TextDataModule,
+        ckpt_path: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Train, export the best student, and show what it is worth."""
+        with self._recorded():
+            datamodule.read("fit")
+            self._find_references(model, train_missing=True)
+            self.is_training = True
+            resume = str(self.resume_from) if self.resume_from else ckpt_path
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, **options)
+            if self.run is not None:
+                self._deliver(self.run, model, datamodule)
+
+    def validate(self, **options: Any) -> None:
+        """Measure on the validation split."""
+        self._evaluate("validate", **options)
+
+    def test(self, **options: Any) -> None:
+        """Measure on the test split."""
+        self._evaluate("test", **options)
+
+    def predict(self, **options: Any) -> None:
+        """Write the predictions of a split."""
+        options["return_predictions"] = False
+        self._evaluate("predict", **options)
+
+    def _evaluate(
+        self,
+        verb: str,
+        model: DistillationModule,
+        datamodule: TextDataModule,
+        ckpt_path: str | None = None,
+        **options: Any,
+    ) -> None:
+        with self._recorded():
+            datamodule.read(verb)
+            if verb == "predict":
+                model.teacher = None
+            if not str(ckpt_path).endswith(".ckpt"):
+                run = self.options.run
+                model.student = EncoderClassifier(path=ckpt_path or f"{run.root}/{run.name}")
+                ckpt_path = None
+            self._find_references(model, train_missing=False)
+            self.is_training = True
+            command = getattr(self.trainer, verb)
+            command(model, datamodule=datamodule, ckpt_path=ckpt_path, **options)
+            if self.run is not None:
+                self.run.finish("finished")
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        wanted = self.options.run.resume
+        if wanted is None:
+            return None
+        found = resumable(wanted, root=self.options.run.root, name=self.options.run.name)
+        print_line(f"resume = {found or 'nothing to continue, so a fresh start'}")
+        return found
+
+    def _find_references(self, model: DistillationModule, train_missing: bool) -> None:
+        """Find the models behind run references; rank 0 trains a missing teacher."""
+        if global_rank() != 0:
+            return
+        found: dict[str, str] = {}
+        for path, recipe in model.references().items():
+            if recipe and train_missing and not _is_trained(path):
+                self._train_teacher(Path(path), recipe)
+            if is_reference(path):
+                found[path] = str(resolve(path).student)
+                print_line(f"{path} = {found[path]}")
+        assert self.directory is not None
+        self.directory.references = found
+        if self.run is not None:
+            self.run.update(references=found)
+
+    def _train_teacher(self, path: Path, recipe: str) -> None:
+        """Run the teacher's own recipe, as an ordinary run in a process of its own."""
+        places = [Path(recipe)]
+        places += [Path(str(used)).parent / Path(recipe).name for used in self.options.config or ()]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise ConfigError(
+                f"The teacher {path} is not trained yet, and its recipe {recipe} is not there: "
+                "set model.teacher's recipe to a file."
+            )
+        print_line(f"{path} is not there yet: training it by {file}")
+        command = [sys.executable, "-m", "kd", "fit", "--config", str(file)]
+        command += [f"--run.root={path.parent}", f"--run.name={path.name}"]
+        if subprocess.run(command).returncode:
+            raise RunError(f"The teacher {path} could not be trained by {file}: see above.")
+
+    def _deliver(self, run: Run, model: DistillationModule, data: TextDataModule) -> None:
+        """Export the best student, measure it beside its teacher, and close the run."""
+        folder = run.path / "student"
+        export_checkpoint(run.path, "best", folder)
+        rows = data.rows["validation"]
+        scores = {"student": summary.measure(folder, rows, data.labels)}
+        values = self.trainer.callback_metrics
+        teacher = model.teacher.model if isinstance(model.teacher, ModelTeacher) else None
+        if teacher is not None and "val/teacher_accuracy" in values:
+            accuracy, f1 = values["val/teacher_accuracy"], values["val/teacher_f1"]
+            scores = {"teacher": summary.score(teacher, rows, float(accuracy), float(f1)), **scores}
+        run.update(results=summary.as_plain(scores))
+        run.finish("finished")
+        summary.show(scores, run.path, len(rows), time.perf_counter() - self.started)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Write into the manifest how the run ended, if it ended badly."""
+        try:
+            yield
+        except BaseException as error:
+            if self.run is not None:
+                if not self.is_training:
+                    self.run.discard()  # nothing happened in it
+                elif isinstance(error, KeyboardInterrupt | SystemExit):
+                    self.run.finish("interrupted")
+                else:
+                    self.run.finish("failed", str(error) or type(error).__name__)
+            raise
+        finally:
+            if self.is_training:
+                _finish_wandb()
+
+
+def _is_trained(path: str) -> bool:
+    """Tell whether a path needs no recipe: a model folder, or a run with a finished student."""
+    if not is_reference(path):
+        return Path(path).exists()
+    try:
+        resolve(path)
+    except RunError:
+        return False
+    return True
+
+
+def _recipe_name(options: Namespace) -> str:
+    files = options.config or []
+    return Path(str(files[0])).stem if files else "run"
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return what was configured as a list; null, true and false mean nothing of one's own."""
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if item is not None and not isinstance(item, bool)]
+
+
+def _logger_specs(options: Namespace) -> list[Namespace]:
+    specs = options.trainer.logger
+    return [
+        spec
+        for spec in (specs if isinstance(specs, list) else [specs])
+        if isinstance(spec, Namespace)
+    ]
+
+
+def _prepare_wandb(options: Namespace, run: Run | None) -> None:
+    """Keep W&B's files inside the run, and ask for its key before a model loads."""
+    for spec in _logger_specs(options):
+        if not spec.class_path.endswith("WandbLogger"):
+            continue
+        if run is not None:
+            spec.init_args.save_dir = str(run.path)
+        mode = os.environ.get("WANDB_MODE", "online")
+        if mode in ("offline", "disabled", "dryrun") or spec.init_args.get("offline"):
+            continue
+        import wandb
+
+        if not wandb.api.api_key:
+            raise ConfigError(
+                "W&B has no key here: run `wandb login`, set WANDB_API_KEY, or set "
+                "WANDB_MODE=offline to log into the run directory only."
+            )
+
+
+def _finish_wandb() -> None:
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
+
+
+def _quieten() -> None:
+    """Silence what is not news to a user; each with its reason."""
+    import logging
+
+    # Lightning 2.6 calls parts of jsonargparse that are going to be renamed
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*exists and is not empty.*",  # the run directory is ours, and holds config.yaml
+        ".*LeafSpec.*is deprecated.*",  # lightning 2.6 on torch 2.13
+        ".*does not have many workers.*",  # rows are in memory
+        ".*your dataloader is not resumable.*",  # the data module keeps the position
+    ):
+        warnings.filterwarnings("ignore", message)

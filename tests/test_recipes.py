@@ -1,0 +1,382 @@
+"""Whole runs through the real command line, on a tiny world."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from kd.cli import main
+from kd.runs import read_manifest, verify
+from tests.conftest import LABELS, TEXTS, MakeModel
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+TINY = [
+    "--trainer.accelerator=cpu",
+    "--trainer.log_every_n_steps=1",
+    "--data.batch_size=8",
+    "--data.max_length=16",
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def fit(root: Path, rows: Path, student: Path, *words: str) -> Path:
+    """Run a fit and return its version folder."""
+    given = [f"--model.student.path={student}", f"--data.source.train={rows}"]
+    main(["fit", *given, f"--run.root={root}", "--trainer.max_epochs=1", *TINY, *words])
+    name = next((word.split("=")[1] for word in words if word.startswith("--run.name=")), "run")
+    return max((root / name).iterdir(), key=lambda path: int(path.name.split("_")[1]))
+
+
+def metrics(run: Path) -> dict[str, list[float]]:
+    with (run / "metrics.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    return {key: [float(line[key]) for line in lines if line[key]] for key in lines[0]}
+
+
+def test_fit_tells_its_whole_story(
+    root: Path, csv_file: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(root, csv_file, make_model())
+    told = capsys.readouterr().out
+    assert "loss = 1 * labels[HardLabel]" in told
+    assert "student" in told
+    assert "try    python train.py classify --model" in told
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.yaml", "manifest.json", "metrics.csv", "checkpoints", "student"}
+    manifest = read_manifest(run)
+    assert manifest["status"] == "finished"
+    assert manifest["seed"] == 42
+    assert set(manifest["data"]) == {"train", "validation"}
+    assert set(manifest["results"]) == {"student"}
+    assert verify(run) == []
+    assert {"train/loss", "train/labels", "val/accuracy", "val/f1"} <= set(metrics(run))
+
+
+def test_student_loads_in_pipeline_and_classifies(
+    root: Path, csv_file: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import pipeline
+
+    run = fit(root, csv_file, make_model())
+    capsys.readouterr()
+    main(["classify", f"--model={root / 'run'}", "--output=jsonl", *TEXTS])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    theirs = pipeline("text-classification", str(run / "student"), top_k=None)(TEXTS)
+    for ours, other in zip(answers, theirs, strict=True):
+        assert ours["label"] == other[0]["label"]
+        for row in other:
+            assert ours["probabilities"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
+
+
+def test_saved_config_is_the_recipe(root: Path, csv_file: Path, make_model: MakeModel) -> None:
+    first = fit(root, csv_file, make_model(), "--model.learning_rate=0.001")
+    main(["fit", f"--config={first / 'config.yaml'}"])
+    second = root / "run" / "version_1"
+    assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
+    assert str(first) not in (first / "config.yaml").read_text()
+    ours, again = metrics(first), metrics(second)
+    assert ours == again, "the same recipe and seed give the same figures"
+
+
+def test_teacher_is_trained_first_once_and_then_found(
+    root: Path, csv_file: Path, make_model: MakeModel, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher.yaml"
+    recipe = {
+        "model": {"student": {"class_path": "EncoderClassifier"}},
+        "data": {"source": {"train": str(csv_file)}, "batch_size": 8, "max_length": 16},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    recipe["model"]["student"]["init_args"] = {"path": str(make_model("base", hidden_size=32))}
+    teacher.write_text(yaml.safe_dump(recipe))
+    words = [
+        "--run.name=student",
+        f"--model.teacher={{class_path: ModelTeacher, init_args: {{path: {root / 'teacher'}, "
+        f"recipe: {teacher}}}}}",
+        "--model.objectives={labels: {class_path: HardLabel, init_args: {weight: 0.5}}, "
+        "logits: {class_path: LogitKD, init_args: {weight: 0.5}}}",
+    ]
+    student = make_model("student")
+    first = fit(root, csv_file, student, *words)
+    second = fit(root, csv_file, student, *words)
+    assert [path.name for path in (root / "teacher").iterdir()] == ["version_0"]
+    taken = str(root / "teacher" / "version_0" / "student")
+    for run in (first, second):
+        manifest = read_manifest(run)
+        assert manifest["references"] == {str(root / "teacher"): taken}
+        assert set(manifest["results"]) == {"teacher", "student"}
+        logged = metrics(run)
+        assert {"train/labels", "train/logits", "val/agreement", "val/teacher_accuracy"} <= set(
+            logged
+        )
+        for loss, labels, logits in zip(
+            logged["train/loss"], logged["train/labels"], logged["train/logits"], strict=True
+        ):
+            assert loss == pytest.approx(0.5 * labels + 0.5 * logits, abs=1e-5)
+
+
+def test_validate_test_and_predict_use_the_newest_finished_run(
+    root: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = fit(root, csv_file, make_model())
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\n" + "\n".join(f'"{text}"' for text in reversed(TEXTS)) + "\n")
+    common = ["--model.student.path=x", f"--data.source.train={csv_file}", f"--run.root={root}"]
+    main(["test", *common, f"--data.source.test={csv_file}", *TINY])
+    assert f"= {run / 'student'}" in capsys.readouterr().out
+    main(["validate", *common, *TINY])
+    wanted = read_manifest(run)["results"]["student"]["accuracy"]
+    assert metrics(root / "run" / "version_2")["val/accuracy"] == [pytest.approx(wanted)]
+    main(["predict", *common, f"--data.source.predict={texts}", *TINY])
+    out = root / "run" / "version_3"
+    with (out / "predictions.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["text"] for line in lines] == list(reversed(TEXTS))
+    assert {"label", "probability_negative", "probability_positive"} <= set(lines[0])
+    assert (out / "predictions.parquet").is_file()
+    assert [read_manifest(path)["command"] for path in sorted((root / "run").iterdir())] == [
+        "fit", "test", "validate", "predict",
+    ]  # fmt: skip
+
+
+def test_measuring_without_a_trained_run_is_refused(
+    root: Path, csv_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model.student.path=x", f"--data.source.train={csv_file}", f"--run.root={root}"]
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", *words])
+    assert stop.value.code == 2
+    assert "run" in capsys.readouterr().err
+    assert not [path for path in root.rglob("manifest.json")]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.text_column=tweet"], "data.text_column"),
+        (["--data.source.validation=none.csv"], "none.csv"),
+        (["--data.label_names=[good, bad]"], "positive"),
+        (["--data.train_rows=1000"], "data.train_rows"),
+        (["--model.student.keep_layers=[0,9]"], "keep_layers"),
+        (["--run.resume=nowhere/version_0"], "nowhere"),
+        (["--model.objectives={kd: LogitKD}"], "model.teacher"),
+        (["--trainer.max_epochs=-1"], "max_epochs"),
+    ],
+)
+def test_mistakes_in_data_and_model_are_one_sentence(
+    root: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    words: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit(root, csv_file, make_model(), *words)
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("kd: error: ")
+    assert expected in told
+
+
+def test_data_is_checked_before_a_model_loads(
+    root: Path, csv_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("text,label\nfine,positive\n,negative\nwell,negative\n")
+    with pytest.raises(SystemExit):
+        fit(root, bad, tmp_path / "no_such_model")
+    told = capsys.readouterr().err
+    assert "line 3" in told, "the row, not the missing model, is the first complaint"
+    assert not [path for path in root.rglob("manifest.json")], "nothing happened, nothing is left"
+
+
+def test_unwritable_root_is_refused_first(
+    csv_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "file" / "runs", csv_file, tmp_path / "no_such_model")
+    assert "run.root" in capsys.readouterr().err
+
+
+def test_failed_run_says_so_and_keeps_its_checkpoint(
+    root: Path, csv_file: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd.recipes.export_checkpoint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(root, csv_file, make_model())
+    manifest = read_manifest(root / "run" / "version_0")
+    assert manifest["status"] == "failed"
+    assert "division" in manifest["error"]
+    main(["export", f"--run={root / 'run'}", f"--output={root / 'rescued'}"])
+    assert (root / "rescued" / "model.safetensors").is_file()
+
+
+def test_resume_is_a_new_version_and_touches_nothing_old(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    student = make_model()
+    words = ["--trainer.max_epochs=2", "--run.save_every=3"]
+    whole = fit(root, csv_file, student, "--run.name=whole", *words)
+    first = fit(root, csv_file, student, *words, "--trainer.max_steps=7")
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    second = fit(root, csv_file, student, *words, f"--run.resume={first}")
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    assert second.name == "version_1"
+    assert read_manifest(second)["resumed_from"] == str(first)
+    steps = [int(float(step)) for step in metrics(second)["step"]]
+    assert min(steps) >= 6, "it went on after the sixth step"
+    assert max(steps) == max(int(step) for step in metrics(whole)["step"])
+
+
+def test_wandb_offline_stays_inside_the_run(
+    root: Path, csv_file: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(root.parent)
+    runs = [fit(root, csv_file, make_model(), "--trainer.logger=WandbLogger") for _ in range(2)]
+    ids = [read_manifest(run)["wandb_id"] for run in runs]
+    assert len(set(ids)) == 2, "two runs of one process are two runs at W&B"
+    for run, name in zip(runs, ids, strict=True):
+        assert list((run / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
+        assert (run / "metrics.csv").is_file()
+    assert not (root.parent / "wandb").exists()
+
+
+def test_wandb_without_a_key_is_refused_before_a_model_loads(
+    root: Path,
+    csv_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(SystemExit):
+        fit(root, csv_file, tmp_path / "no_such_model", "--trainer.logger=WandbLogger")
+    assert "WANDB_MODE=offline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_fits(recipe: Path, root: Path, csv_file: Path, make_model: MakeModel) -> None:
+    """The recipe's own model, objectives and trainer, on a tiny student, teacher and data set."""
+    content = yaml.safe_load(recipe.read_text())
+    words = [f"--config={recipe}", f"--run.root={root}", *TINY]
+    words += [f"--data.source={{path: null, name: null, train: {csv_file}}}"]
+    words += ["--data.text_column=text"]
+    words += ["--data.train_rows=null", "--data.labelled_rows=null"]
+    words += ["--trainer.max_epochs=1", "--trainer.max_steps=-1"]
+    words += ["--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1"]
+    if "path" in content["model"]["student"]["init_args"]:
+        words.append(f"--model.student.path={make_model(num_hidden_layers=6)}")
+    if content["model"].get("teacher"):
+        folder = make_model("teacher", hidden_size=32)
+        words.append(f"--model.teacher.path={folder}")
+    main(["fit", *words])
+    run = root / recipe.stem / "version_0"
+    assert read_manifest(run)["status"] == "finished"
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert set(saved["model"]["objectives"] or {}) == set(content["model"].get("objectives") or {})
+
+
+def start(*words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "train.py", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_eight_processes_get_eight_whole_directories(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    words = ["fit", f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += [f"--run.root={root}", "--trainer.max_epochs=1", *TINY]
+    processes = [start(*words) for _ in range(8)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, outputs
+    versions = sorted(path.name for path in (root / "run").iterdir())
+    assert versions == sorted(f"version_{number}" for number in range(8))
+    for version in (root / "run").iterdir():
+        assert read_manifest(version)["status"] == "finished"
+        assert verify(version) == []
+        assert (version / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_ranks_share_one_directory_and_count_every_row_once(
+    root: Path, make_model: MakeModel, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    texts = [f"{text} {number}" for number in range(4) for text in TEXTS]
+    rows.write_text(
+        "text,label\n"
+        + "".join(f'"{text}",{LABELS[place % 8 < 4]}\n' for place, text in enumerate(texts))
+    )
+    odd = tmp_path / "odd.csv"
+    odd.write_text("".join(rows.read_text().splitlines(keepends=True)[:18]))  # 17 rows on 2 ranks
+    student = make_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    values = []
+    for name, more in (("one", []), ("two", ["--trainer.strategy=ddp", "--trainer.devices=2"])):
+        words = ["fit", f"--model.student.path={student}", f"--data.source.train={rows}"]
+        words += [f"--data.source.validation={odd}", f"--run.root={root}", f"--run.name={name}"]
+        process = start(*words, "--trainer.max_epochs=2", *TINY, *more)
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+        assert [path.name for path in (root / name).iterdir()] == ["version_0"]
+        run = root / name / "version_0"
+        assert read_manifest(run)["status"] == "finished"
+        values.append(metrics(run))
+    one, two = values
+    for key in ("val/accuracy", "val/f1", "val/loss"):
+        assert two[key] == pytest.approx(one[key], abs=1e-4), key
+    assert one["val/accuracy"][0] * 17 == pytest.approx(round(one["val/accuracy"][0] * 17))
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_continued_by_resume_auto(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    words = ["fit", f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += [f"--run.root={root}", "--run.save_every=2", *TINY]
+    process = start(*words, "--trainer.max_epochs=5000")
+    saved = root / "run" / "version_0" / "checkpoints" / "resume.ckpt"
+    deadline = time.monotonic() + 120
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert read_manifest(root / "run" / "version_0")["status"] == "running"
+    step = torch.load(saved, weights_only=True)["global_step"]
+    epochs = step // 5 + 3
+    done = start(*words, f"--trainer.max_epochs={epochs}", "--run.resume=auto")
+    output = done.communicate()[0]
+    assert done.returncode == 0, output
+    second = root / "run" / "version_1"
+    assert read_manifest(second)["resumed_from"] == str(root / "run" / "version_0")
+    assert min(metrics(second)["step"]) >= step - 1
