@@ -128,6 +128,14 @@ class ResumeCheckpoint(ModelCheckpoint):
         )
         self._every_n_epochs = 1  # Lightning's constructor takes steps or epochs, not both
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save at the end of a whole epoch; one that `max_steps` cut counts as done in Lightning.
+
+        A run that continued from there would leave out the rest of that epoch's rows.
+        """
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Start anew: the old run's file stays the old run's."""
 

@@ -278,12 +278,62 @@ def test_wandb_without_a_key_is_refused_before_a_model_loads(
     assert "WANDB_MODE=offline" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_a_checkpoint_from_a_url_is_refused(
+    verb: str,
+    root: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += [f"--run.root={root}", "--ckpt_path=https://example.org/student.ckpt", *TINY]
+    with pytest.raises(SystemExit):
+        main([verb, *words])
+    assert "example.org" in capsys.readouterr().err
+
+
+def test_a_pickle_in_a_checkpoint_does_not_run(
+    root: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    canary = tmp_path / "canary"
+
+    class Bait:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (os.mkdir, (str(canary),))
+
+    torch.save({"state_dict": {}, "bait": Bait()}, tmp_path / "bait.ckpt")
+    with pytest.raises(SystemExit):
+        fit(root, csv_file, make_model(), f"--ckpt_path={tmp_path / 'bait.ckpt'}")
+    assert "bait.ckpt" in capsys.readouterr().err
+    assert not canary.exists()
+
+
+def test_the_command_line_wins_over_a_checkpoint(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    """LightningCLI takes hyperparameters out of checkpoints; ours hold none."""
+    student = make_model()
+    first = fit(root, csv_file, student, "--model.weight_decay=0.5")
+    checkpoint = first / "checkpoints" / "resume.ckpt"
+    assert not {"hyper_parameters", "datamodule_hyper_parameters"} & set(
+        torch.load(checkpoint, weights_only=True)
+    )
+    words = ["--model.weight_decay=0.25", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2"]
+    second = fit(root, csv_file, student, *words)
+    assert yaml.safe_load((second / "config.yaml").read_text())["model"]["weight_decay"] == 0.25
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_fits(recipe: Path, root: Path, csv_file: Path, make_model: MakeModel) -> None:
     """The recipe's own model, objectives and trainer, on a tiny student, teacher and data set."""
     content = yaml.safe_load(recipe.read_text())
     words = [f"--config={recipe}", f"--run.root={root}", *TINY]
-    words += [f"--data.source={{path: null, name: null, train: {csv_file}}}"]
+    words += [f"--data.source={{path: null, name: null, unlabelled: null, train: {csv_file}}}"]
     words += ["--data.text_column=text"]
     words += ["--data.train_rows=null", "--data.labelled_rows=null"]
     words += ["--trainer.max_epochs=1", "--trainer.max_steps=-1"]

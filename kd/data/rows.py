@@ -38,6 +38,9 @@ _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0+)?$")
 _UNKNOWN = -1
 
 
+_MOST_CLASSES = 1000  # more different values are texts or numbers, not classes
+
+
 @dataclass(frozen=True)
 class Table:
     """Raw rows, each cell as its source spells it.
@@ -138,6 +141,11 @@ def resolve_labels(train: Table, fields: Fields) -> tuple[str, ...]:
     else:
         values = _column(train, fields.label_column, "label_column")
         found = {_spelling(value) for value in values if not _is_empty(value)}
+        if len(found) > _MOST_CLASSES:
+            raise DataError(
+                f"{train.origin}: column {fields.label_column!r} has {len(found):,} different "
+                "values, too many for classes: check data.label_column."
+            )
         names = sorted(found, key=int) if all(map(_WHOLE.match, found)) else sorted(found)
     labels = tuple(dict.fromkeys(names))
     if len(labels) < 2:

@@ -431,3 +431,11 @@ def test_shared_sst2():
     assert rows[0] == Row(0, "hide new secretions from the parental units", 0)
     validation = canonical_rows(read(source, "validation"), fields, fields.label_names)
     assert 0 < len(validation) == 872
+
+
+def test_a_column_of_texts_is_no_label_column(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(1001)))
+    table = read(Source(train=str(path)), "train")
+    with pytest.raises(DataError, match="1,001 different values.*data.label_column"):
+        resolve_labels(table, Fields(label_column="text"))
