@@ -13,6 +13,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from kd.data.encode import View
 from kd.errors import ConfigError, RunError
@@ -138,6 +139,7 @@ class DistillationModule(LightningModule):
 
     def _build_metrics(self, classes: int) -> None:
         for stage in ("val", "test"):
+            setattr(self, f"{stage}_loss", MeanMetric())  # Lightning's own mean rounds row counts
             setattr(self, f"{stage}_student", classification_metrics(classes, f"{stage}/"))
             if self.teacher is not None:
                 name = f"{stage}/teacher_"
@@ -173,8 +175,9 @@ class DistillationModule(LightningModule):
     def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
         answer: Outputs = self.student(batch.views["student"])
         logits, size = answer.logits, len(batch)
-        loss = masked_cross_entropy(logits, batch.labels)
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
+        loss = getattr(self, f"{stage}_loss")
+        loss.update(masked_cross_entropy(logits, batch.labels), weight=size)
+        self.log(f"{stage}/loss", loss, batch_size=size)
         metrics = getattr(self, f"{stage}_student")
         metrics.update(logits, batch.labels)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
