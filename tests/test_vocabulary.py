@@ -93,7 +93,7 @@ def test_rare_letters_are_left_out_and_always_the_same_ones():
     first = train_wordpiece(texts, 5000)
     kept = set(first.get_vocab()) & set(letters)
     assert len(kept) == 1000
-    assert set(train_wordpiece(texts, 5000).get_vocab()) & set(letters) == kept
+    assert set(train_wordpiece(texts[::-1], 5000).get_vocab()) & set(letters) == kept
 
 
 def test_accents_do_not_use_up_the_alphabet():

@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: .venv/installed ## make the environment with the pinned versions
+
+# its parser of docstrings and jsonargparse's have one name: an environment of its own
+.venv/pydoclint: constraints.txt | .venv/installed
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet -c constraints.txt pydoclint
+	@touch $@
+
+quickstart: install ## train a teacher and distil it on the built-in corpus (3 minutes)
+	$(BIN)/python train.py fit --config configs/quickstart.yaml
+
+test: install ## the tests: offline, on the CPU, in minutes
+	$(BIN)/python -m pytest
+
+test-all: install ## the tests and the slow ones: real training, several processes
+	$(BIN)/python -m pytest -m ""
+
+lint: install .venv/pydoclint ## ruff, codespell, pydoclint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell kd tests configs README.md CHANGELOG.md CONTRIBUTING.md
+	.venv/pydoclint/bin/pydoclint --quiet --config=pyproject.toml kd train.py
+
+types: install ## mypy in its strict mode
+	$(BIN)/mypy
+
+check: lint types test ## all that a change must pass
+
+.PHONY: help install quickstart test test-all lint types check

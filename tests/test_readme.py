@@ -1,0 +1,116 @@
+"""The README's commands do what it says, on a tiny world; its claims about files hold."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kd.cli import main
+from kd.runs import read_manifest
+from tests.conftest import TEXTS, MakeModel
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+QUICKLY = ["--trainer.max_epochs=1", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
+QUICKLY += ["--data.batch_size=8", "--data.max_length=16", "--trainer.val_check_interval=1"]
+QUICKLY += ["--trainer.check_val_every_n_epoch=null", "--trainer.log_every_n_steps=1"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("python train.py ")]
+
+
+def test_the_two_commands_stand_first_and_alone() -> None:
+    first, second = blocks("bash")[:2]
+    assert first.count("\n") == second.count("\n") == 1
+    assert "train.py fit --config configs/quickstart.yaml" in first
+    assert second.rstrip().endswith("-m pytest")
+    for command in (first, second):
+        assert "-m venv .venv" in command
+        assert "pip install" in command
+
+
+def test_own_data_commands_run_in_order(
+    tmp_path: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews.yaml").write_text(blocks("yaml")[0])
+    (tmp_path / "reviews.csv").write_text(csv_file.read_text())
+    (tmp_path / "held_out.csv").write_text(csv_file.read_text())
+    for name in ("more_reviews.csv", "new.csv"):
+        (tmp_path / name).write_text("text\n" + "".join(f'"{text}"\n' for text in TEXTS))
+    (tmp_path / "new.txt").write_text("\n".join(TEXTS))
+    models = [f"--model.student.path={make_model('tiny')}"]
+    models += [f"--model.teacher.path={make_model('big', hidden_size=32)}"]
+    done = [words[2:] for words in commands() if "reviews" in " ".join(words)]
+    assert [words[0] for words in done] == ["fit", "test", "predict", "classify", "export"]
+    for words in done:
+        is_recipe = "--config" in words
+        main([*words, *models, *QUICKLY] if is_recipe else words)
+    told = capsys.readouterr().out
+    assert "loss = 0.5 * labels[HardLabel] + 0.5 * logits[LogitKD T=4]" in told
+    assert f"{len(TEXTS)} unlabelled" in told
+    assert (tmp_path / "my_student" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "reviews" / "version_2" / "predictions.csv").is_file()
+
+
+def test_every_command_uses_known_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each one parses: what is asked for is printed, not run."""
+    for words in commands():
+        if words[2] in ("fit", "validate", "test", "predict") and "reviews" not in " ".join(words):
+            with pytest.raises(SystemExit) as stop:
+                main([*words[2:], "--print_config"])
+            assert not stop.value.code, words
+            assert yaml.safe_load(capsys.readouterr().out)["model"]
+
+
+def test_run_folder_is_as_described(
+    tmp_path: Path, csv_file: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    main(["fit", *given, "--run.name=quickstart", *QUICKLY])
+    described = next(block for block in blocks("text") if block.startswith("runs/quickstart"))
+    names = re.findall(r"^  (\S+?)/? ", described, flags=re.MULTILINE)
+    run = tmp_path / "runs" / "quickstart" / "version_0"
+    assert {path.name for path in run.iterdir()} == set(names)
+    assert read_manifest(run)["checksums"]
+
+
+def test_tree_names_every_room() -> None:
+    tree = next(block for block in blocks("text") if block.startswith("train.py"))
+    for path in (ROOT / "kd").glob("*.py"):
+        if not path.stem.startswith("__"):
+            assert re.search(rf"\b{path.stem}\b", tree), path.name
+
+
+def test_example_objective_works(tmp_path: Path) -> None:
+    import torch
+
+    from kd.objectives import Objective
+    from kd.types import Outputs
+
+    space: dict[str, type[Objective]] = {}
+    exec(next(block for block in blocks("python") if "class LogitMSE" in block), space)
+    logits = torch.tensor([[1.0, 3.0]])
+    term = space["LogitMSE"]()(Outputs(logits), Outputs(logits - 2), None)
+    assert term.item() == pytest.approx(4.0)
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "@@" not in README
+    for recipe in (ROOT / "configs").glob("*.yaml"):
+        assert "_RESULT" not in recipe.read_text(), recipe.name
