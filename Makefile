@@ -30,7 +30,7 @@ test-all: install ## the tests and the slow ones: real training, several process
 lint: install .venv/pydoclint ## ruff, codespell, pydoclint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell kd tests configs README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell kd configs README.md CHANGELOG.md CONTRIBUTING.md
 	.venv/pydoclint/bin/pydoclint --quiet --config=pyproject.toml kd train.py
 
 types: install ## mypy in its strict mode
