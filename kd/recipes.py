@@ -143,18 +143,16 @@ class RecipeCLI(LightningCLI):
                 "use ddp."
             )
         self.resume_from = self._checkpoint_to_resume()
+        _check_wandb_key(options)
         if global_rank() == 0 and not options.trainer.fast_dev_run:
-            self.run = claim(
-                options.run.root,
-                options.run.name,
-                command=self.config.subcommand,
-            )
+            self.run = claim(options.run.root, options.run.name, command=self.config.subcommand)
             old = self.resume_from and self.resume_from.parent.parent
             self.run.update(seed=options.seed_everything, resumed_from=old)
             print_line(f"run = {self.run.path}")
             parser = self._subcommand_parsers[self.config.subcommand]
             self.run.write_text("config.yaml", parser.dump(options, skip_none=False))
-        _prepare_wandb(options, self.run)
+            for spec in _wandb_specs(options):
+                spec.init_args.save_dir = str(self.run.path)
 
     def instantiate_classes(self) -> None:
         """Construct module, data and trainer; the models load later."""
@@ -333,23 +331,19 @@ def _as_list(value: Any) -> list[Any]:
     return [item for item in values if item is not None and not isinstance(item, bool)]
 
 
-def _logger_specs(options: Namespace) -> list[Namespace]:
-    specs = options.trainer.logger
+def _wandb_specs(options: Namespace) -> list[Namespace]:
+    loggers = options.trainer.logger
     return [
         spec
-        for spec in (specs if isinstance(specs, list) else [specs])
-        if isinstance(spec, Namespace)
+        for spec in (loggers if isinstance(loggers, list) else [loggers])
+        if isinstance(spec, Namespace) and spec.class_path.endswith("WandbLogger")
     ]
 
 
-def _prepare_wandb(options: Namespace, run: Run | None) -> None:
-    """Keep W&B's files inside the run, and ask for its key before a model loads."""
-    for spec in _logger_specs(options):
-        if not spec.class_path.endswith("WandbLogger"):
-            continue
-        if run is not None:
-            spec.init_args.save_dir = str(run.path)
-        mode = os.environ.get("WANDB_MODE", "online")
+def _check_wandb_key(options: Namespace) -> None:
+    """Ask for W&B's key before a model loads."""
+    mode = os.environ.get("WANDB_MODE", "online")
+    for spec in _wandb_specs(options):
         if mode in ("offline", "disabled", "dryrun") or spec.init_args.get("offline"):
             continue
         import wandb

@@ -276,6 +276,7 @@ def test_wandb_without_a_key_is_refused_before_a_model_loads(
     with pytest.raises(SystemExit):
         fit(root, csv_file, tmp_path / "no_such_model", "--trainer.logger=WandbLogger")
     assert "WANDB_MODE=offline" in capsys.readouterr().err
+    assert not root.exists()
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate"])
