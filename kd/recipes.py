@@ -19,6 +19,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from kd import summary
@@ -51,6 +52,8 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,  # the box at the end says it
 }
 
+_MONITORS = ("val/accuracy", "val/f1", "val/loss", "val/agreement")
+
 
 @dataclass
 class RunOptions:
@@ -76,10 +79,16 @@ def run_recipe(args: Sequence[str]) -> None:
 
     Args:
         args: Command line without the program.
+
+    Raises:
+        ConfigError: If Lightning refuses an option of the trainer.
     """
     allow_imports()
     _quieten()
-    RecipeCLI(list(args))
+    try:
+        RecipeCLI(list(args))
+    except MisconfigurationException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 class RecipeCLI(LightningCLI):
@@ -141,6 +150,10 @@ class RecipeCLI(LightningCLI):
             raise ConfigError(
                 "trainer.strategy: spawned processes lose the hidden states of transformers; "
                 "use ddp."
+            )
+        if options.run.monitor not in _MONITORS:
+            raise ConfigError(
+                f"run.monitor is {options.run.monitor}: choose from {', '.join(_MONITORS)}."
             )
         self.resume_from = self._checkpoint_to_resume()
         _check_wandb_key(options)

@@ -180,6 +180,9 @@ def test_measuring_without_a_trained_run_is_refused(
         (["--run.resume=nowhere/version_0"], "nowhere"),
         (["--model.objectives={kd: LogitKD}"], "model.teacher"),
         (["--trainer.max_epochs=-1"], "max_epochs"),
+        (["--run.monitor=val/acc"], "val/accuracy"),
+        (["--run.monitor=val/agreement"], "val/agreement"),
+        (["--trainer.devices=0"], "devices"),
     ],
 )
 def test_mistakes_in_data_and_model_are_one_sentence(
@@ -377,6 +380,22 @@ def test_eight_processes_get_eight_whole_directories(
         assert read_manifest(version)["status"] == "finished"
         assert verify(version) == []
         assert (version / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_key_of_the_environment_is_in_no_file(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    canary = "c0ffee" * 6 + "c0ff"
+    words = ["fit", f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += [f"--run.root={root}", "--trainer.max_epochs=1", "--trainer.logger=WandbLogger"]
+    process = start(*words, *TINY, WANDB_API_KEY=canary)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert [path for path in files if path.suffix == ".wandb"]
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+    assert canary not in output
 
 
 @pytest.mark.slow
