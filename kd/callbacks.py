@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from kd.checkpoints import MODEL_FOLDER
 from kd.data.datamodule import TextDataModule
 from kd.module import DistillationModule
 from kd.runs import Run, global_rank
@@ -70,8 +71,7 @@ class RunDirectory(Callback):
         wandb_id = next(
             (str(logger.version) for logger in trainer.loggers if _is_wandb(logger)), None
         )
-        folder = self.run.path / "checkpoints" / "model"
-        pl_module.student.describe(folder, data.max_length)
+        pl_module.student.describe(self.run.path / MODEL_FOLDER, data.max_length)
         self.run.update(data=data.fingerprints(), wandb_id=wandb_id)
 
 

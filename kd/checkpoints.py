@@ -26,10 +26,13 @@ from torch.serialization import MAP_LOCATION
 from kd.errors import RunError
 from kd.runs import checksum, process_identity, read_manifest, replacing, versions
 
-__all__ = ["SafeCheckpointIO", "last_valid", "resumable", "sweep"]
+__all__ = ["MODEL_FOLDER", "SafeCheckpointIO", "last_valid", "resumable", "sweep"]
 
 _BEST = "best.ckpt"
 _RESUME = "resume.ckpt"
+
+MODEL_FOLDER = Path("checkpoints", "model")
+"""Where a run keeps what the weights belong to: configuration and tokenizer of its student."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")  # not `C:\`; Path("s3://x") became "s3:/x"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")

@@ -9,15 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from kd.checkpoints import SafeCheckpointIO
+from kd.checkpoints import MODEL_FOLDER, SafeCheckpointIO
 from kd.errors import RunError
 from kd.models import EncoderClassifier
 from kd.runs import MANIFEST, read_manifest, versions
 
-__all__ = ["MODEL_FOLDER", "export", "export_checkpoint"]
-
-MODEL_FOLDER = Path("checkpoints", "model")
-"""Where a run keeps configuration and tokenizer of its student."""
+__all__ = ["export", "export_checkpoint"]
 
 
 def export_checkpoint(run: Path, checkpoint: Literal["best", "resume"], folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from kd.data.collate import EncodedRows, EvaluationBatches
 from kd.data.encode import View, encode
+from kd.data.rows import repaired
 from kd.errors import ConfigError, DataError
 from kd.models import EncoderClassifier
 from kd.runs import is_reference, resolve
@@ -88,7 +89,7 @@ class Classifier:
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"Text {place + 1} of {len(texts)} is empty: give it words.")
-        rows = [Row(place, _repaired(text)) for place, text in enumerate(texts)]
+        rows = [Row(place, repaired(text)) for place, text in enumerate(texts)]
         probabilities = self.probabilities(rows).tolist()
         return [
             Prediction(
@@ -178,9 +179,3 @@ def _read_lines(lines: IO[str], origin: str) -> Iterator[list[str]]:
         raise DataError(f"{origin} is not UTF-8: convert it first.") from error
     if chunk:
         yield chunk
-
-
-def _repaired(text: str) -> str:
-    """Treat broken Unicode as that of training rows: pairs of surrogates are one character."""
-    units = text.replace("\0", "").encode("utf-16-le", "surrogatepass")
-    return units.decode("utf-16-le", "replace")

@@ -36,6 +36,7 @@ FLOORS = {
     "__main__": 8,
 }
 SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
+    ("callbacks", "checkpoints"),
     ("callbacks", "runs"),
     ("checkpoints", "runs"),
     ("summary", "inference"),
@@ -201,7 +202,7 @@ def test_recipes_are_short() -> None:
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:
-    bad = (f"{ROOT}/", "index-url", "pypi." + "org", "huggingface" + ".co/api")
+    bad = (f"{ROOT}/", "index" + "-url", "pypi." + "org", "huggingface" + ".co/api")
     for path in [*FILES, *ROOT.glob("*.*"), *(ROOT / "configs").glob("*")]:
         if path.is_file():
             assert not [word for word in bad if word in path.read_text(errors="ignore")], path

@@ -27,6 +27,7 @@ __all__ = [
     "canonical_rows",
     "hide_labels",
     "leaking",
+    "repaired",
     "report_rows",
     "resolve_labels",
     "select_rows",
@@ -36,8 +37,6 @@ __all__ = [
 _UNSAFE = re.compile("[\ud800-\udfff\x00]")
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0+)?$")
 _UNKNOWN = -1
-
-
 _MOST_CLASSES = 1000  # more different values are texts or numbers, not classes
 
 
@@ -238,7 +237,7 @@ def report_rows(table: Table, fields: Fields, rows: Sequence[Row], start: int = 
 def _texts(table: Table, fields: Fields, name: str, key: str) -> tuple[list[Any], set[int]]:
     """Return a column as valid Unicode, and the positions that hold no text."""
     raw = _column(table, name, key)
-    texts = [_valid(text) if isinstance(text, str) else text for text in raw]
+    texts = [repaired(text) if isinstance(text, str) else text for text in raw]
     bad = {i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()}
     if bad and fields.on_bad_row == "error":
         first = min(bad)
@@ -255,7 +254,7 @@ def _others(positions: Collection[int]) -> str:
     return f" (and so do {len(positions) - 1:,} more rows)" if len(positions) > 1 else ""
 
 
-def _valid(text: str) -> str:
+def repaired(text: str) -> str:
     """Return the same text if it is valid Unicode without NUL, else a repaired one."""
     if (text.isascii() and "\0" not in text) or _UNSAFE.search(text) is None:
         return text
