@@ -20,10 +20,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from kd.checkpoints import MODEL_FOLDER
+from kd.console import print_line
 from kd.data.datamodule import TextDataModule
+from kd.data.rows import Fields
 from kd.module import DistillationModule
 from kd.runs import Run, global_rank
 from kd.types import Row
+
+_SHOWN = ("accuracy", "f1", "agreement", "loss", "objective")
 
 __all__ = [
     "BestCheckpoint",
@@ -32,7 +36,6 @@ __all__ = [
     "PredictionWriter",
     "ResumeCheckpoint",
     "RunDirectory",
-    "print_line",
 ]
 
 
@@ -42,11 +45,15 @@ class RunDirectory(Callback):
     Args:
         run: The claimed run on rank 0, null on all others.
         references: Model path by reference as rank 0 resolved them.
+        answers: Folder of the teachers' caches; null keeps answers in memory.
     """
 
-    def __init__(self, run: Run | None, references: Mapping[str, str]) -> None:
+    def __init__(
+        self, run: Run | None, references: Mapping[str, str], answers: Path | None = None
+    ) -> None:
         self.run = run
         self.references = dict(references)
+        self.answers = answers
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell every rank; runs before the checkpoints and the models need a path."""
@@ -54,6 +61,7 @@ class RunDirectory(Callback):
         path, self.references = trainer.strategy.broadcast(mine)
         assert isinstance(pl_module, DistillationModule)
         pl_module.follow(self.references)
+        pl_module.answers_folder = self.answers
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and path:
                 callback.dirpath = str(Path(path, "checkpoints"))
@@ -62,6 +70,8 @@ class RunDirectory(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the loss, and note the data and the id at W&B in the manifest."""
         assert isinstance(pl_module, DistillationModule)
+        for note in pl_module.student.notes:
+            print_line(note)
         print_line(pl_module.equation)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextDataModule)
@@ -72,7 +82,9 @@ class RunDirectory(Callback):
             (str(logger.version) for logger in trainer.loggers if _is_wandb(logger)), None
         )
         pl_module.student.describe(self.run.path / MODEL_FOLDER, data.max_length)
-        self.run.update(data=data.fingerprints(), wandb_id=wandb_id)
+        filling = pl_module.filling
+        keys = {"cache": str(filling.folder)} if filling and filling.folder else None
+        self.run.update(data=data.fingerprints(), wandb_id=wandb_id, keys=keys)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -81,14 +93,14 @@ class BestCheckpoint(ModelCheckpoint):
     A resumed run takes over the best checkpoint and its score from the run that it continues.
 
     Args:
-        monitor: Name of the metric; one with "loss" in its name is better when smaller.
+        monitor: Name of the metric; ``val/loss`` and ``val/objective`` are better when smaller.
     """
 
     def __init__(self, monitor: str) -> None:
         super().__init__(
             filename="best",
             monitor=monitor,
-            mode="min" if "loss" in monitor else "max",
+            mode="min" if monitor.endswith(("loss", "objective")) else "max",
             save_top_k=1,
             enable_version_counter=False,
             auto_insert_metric_name=False,
@@ -180,7 +192,7 @@ class Milestones(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("val/")
         }
-        order = [name for name in ("accuracy", "f1", "agreement", "loss") if name in values]
+        order = [name for name in _SHOWN if name in values]
         metrics = "  ".join(f"{name} {values[name]:.4f}" for name in order)
         print_line(f"step {trainer.global_step}/{trainer.estimated_stepping_batches}  {metrics}")
 
@@ -224,7 +236,7 @@ class PredictionWriter(Callback):
             for part in rank
             for index, values in zip(part["index"], part["probabilities"].tolist(), strict=True)
         }
-        _write_predictions(self.run.path, data.rows["predict"], answers, data.labels)
+        _write_predictions(self.run.path, data.rows["predict"], answers, data.labels, data.fields)
 
 
 def _write_predictions(
@@ -232,6 +244,7 @@ def _write_predictions(
     rows: Sequence[Row],
     answers: Mapping[int, Sequence[float]],
     labels: Sequence[str],
+    fields: Fields,
 ) -> None:
     import pandas as pd
 
@@ -239,18 +252,22 @@ def _write_predictions(
     if any(row.pair is not None for row in rows):
         columns["pair"] = [row.pair for row in rows]
     probabilities = [answers[row.index] for row in rows]
-    columns["label"] = [labels[max(range(len(p)), key=p.__getitem__)] for p in probabilities]
+    if fields.multi_label:
+        columns["label"] = [
+            [label for label, value in zip(labels, values, strict=True) if value > 0.5]
+            for values in probabilities
+        ]
+    else:
+        columns["label"] = [labels[max(range(len(p)), key=p.__getitem__)] for p in probabilities]
     for place, label in enumerate(labels):
         columns[f"probability_{label}"] = [values[place] for values in probabilities]
     frame = pd.DataFrame(columns)
     frame.to_parquet(folder / "predictions.parquet", index=False)
+    if fields.multi_label:  # as it would be read again: the separator alone is a row of no class
+        between = fields.label_separator
+        frame["label"] = [between.join(chosen) or between for chosen in columns["label"]]
     frame.to_csv(folder / "predictions.csv", index=False)
     print_line(f"{len(frame)} predictions in {folder / 'predictions.parquet'} and .csv")
-
-
-def print_line(text: str) -> None:
-    """Print to standard output at once, also into a pipe."""
-    print(text, flush=True)  # noqa: T201
 
 
 def _is_wandb(logger: object) -> bool:

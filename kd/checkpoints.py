@@ -24,7 +24,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.serialization import MAP_LOCATION
 
 from kd.errors import RunError
-from kd.runs import checksum, process_identity, read_manifest, replacing, versions
+from kd.files import replacing
+from kd.runs import checksum, process_identity, read_manifest, versions
 
 __all__ = ["MODEL_FOLDER", "SafeCheckpointIO", "last_valid", "resumable", "sweep"]
 

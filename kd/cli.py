@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": "measure a run's student on its validation split",
     "test": "measure a run's student on its test split",
     "predict": "write a run's predictions for a split to parquet and csv",
+    "cache": "let a recipe's teacher answer ahead of training; cache list and cache prune",
     "export": "write a run's student as a folder that transformers.pipeline loads",
     "classify": "classify texts, a file or standard input with an exported student",
 }
@@ -60,21 +61,42 @@ def _run(command: str, arguments: Sequence[str]) -> None:
         from kd.recipes import run_recipe
 
         run_recipe(arguments)
+    elif command == "cache":
+        _cache(arguments[1:])
     elif command == "export":
         from kd.export import export
 
-        _call(export, arguments[1:])
+        _call("export", export, arguments[1:])
     else:
         from kd.inference import classify
 
-        _call(classify, arguments[1:], many="texts")
+        _call("classify", classify, arguments[1:], many="texts")
 
 
-def _call(function: Callable[..., None], arguments: Sequence[str], many: str | None = None) -> None:
+def _cache(arguments: Sequence[str]) -> None:
+    """Fill a cache by a recipe, or list or prune what is there."""
+    if arguments[:1] == ["list"]:
+        from kd.answers import list_answers
+
+        _call("cache list", list_answers, arguments[1:])
+    elif arguments[:1] == ["prune"]:
+        from kd.answers import prune_answers
+
+        _call("cache prune", prune_answers, arguments[1:])
+    else:
+        from kd.recipes import run_recipe
+
+        run_recipe(["fit", *arguments], only_fill=True)
+
+
+def _call(
+    name: str, function: Callable[..., None], arguments: Sequence[str], many: str | None = None
+) -> None:
     """Call a function with arguments parsed by its signature, its docstring being the help.
 
     Args:
-        function: The command.
+        name: Words of the command.
+        function: What it does.
         arguments: What follows the command's name.
         many: Parameter that takes all words which belong to no option.
     """
@@ -82,10 +104,9 @@ def _call(function: Callable[..., None], arguments: Sequence[str], many: str | N
 
     from kd.parsing import explain
 
-    name = function.__name__
     parser = ArgumentParser(
         prog=f"kd {name}",
-        description=COMMANDS[name],
+        description=(function.__doc__ or "").split("\n\n")[0],
         exit_on_error=False,
         allow_abbrev=False,
     )

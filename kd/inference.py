@@ -18,6 +18,7 @@ from kd.data.collate import EncodedRows, EvaluationBatches
 from kd.data.encode import View, encode
 from kd.data.rows import repaired
 from kd.errors import ConfigError, DataError
+from kd.layers import class_probabilities, is_multi_label
 from kd.models import EncoderClassifier
 from kd.runs import is_reference, resolve
 from kd.types import Row
@@ -34,12 +35,15 @@ class Prediction:
     Args:
         text: The text.
         label: The class with the highest probability.
-        probabilities: By class name; they sum to 1.
+        probabilities: By class name; they sum to 1, unless a row may have several classes.
+        labels: The classes of the text: ``label`` alone or, where a row may have several, those
+            above 0.5, perhaps none.
     """
 
     text: str
     label: str
     probabilities: dict[str, float]
+    labels: tuple[str, ...]
 
 
 class Classifier:
@@ -74,6 +78,11 @@ class Classifier:
         """Class names in the order of the probabilities."""
         return self.model.labels
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several classes, each with a probability of its own."""
+        return is_multi_label(self.model.loaded.config)
+
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Classify texts.
 
@@ -92,13 +101,16 @@ class Classifier:
         rows = [Row(place, repaired(text)) for place, text in enumerate(texts)]
         probabilities = self.probabilities(rows).tolist()
         return [
-            Prediction(
-                text=row.text,
-                label=self.labels[max(range(len(values)), key=values.__getitem__)],
-                probabilities=dict(zip(self.labels, values, strict=True)),
-            )
+            self._prediction(row.text, dict(zip(self.labels, values, strict=True)))
             for row, values in zip(rows, probabilities, strict=True)
         ]
+
+    def _prediction(self, text: str, probabilities: dict[str, float]) -> Prediction:
+        label = max(probabilities, key=probabilities.__getitem__)
+        chosen: tuple[str, ...] = (label,)
+        if self.multi_label:
+            chosen = tuple(name for name, value in probabilities.items() if value > 0.5)
+        return Prediction(text, label, probabilities, chosen)
 
     @torch.inference_mode()
     def probabilities(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -114,7 +126,7 @@ class Classifier:
         device = next(model.parameters()).device
         for batch in EvaluationBatches(data, self.batch_size):
             logits = model(batch.to(device).views["student"]).logits
-            result[batch.index] = logits.float().softmax(dim=-1).cpu()
+            result[batch.index] = class_probabilities(logits, self.multi_label).cpu()
         return result
 
 
@@ -130,7 +142,8 @@ def classify(
         model: Exported folder, run such as runs/quickstart, or hub id.
         texts: The texts; none reads the file, or standard input.
         file: Read one text from each line of this file; - is standard input.
-        output: Columns to read, or one JSON object per line with all probabilities.
+        output: Columns to read (labels, their probabilities, text; a | between several labels, a -
+            for none), or one JSON object per line with all probabilities.
 
     Raises:
         ConfigError: If texts and a file are given, or there is nothing to read.
@@ -149,8 +162,9 @@ def classify(
 def _line(prediction: Prediction, output: str) -> str:
     if output == "jsonl":
         return json.dumps(asdict(prediction), ensure_ascii=False) + "\n"
-    share = prediction.probabilities[prediction.label]
-    return f"{prediction.label}\t{share:.3f}\t{prediction.text}\n"
+    labels = "|".join(prediction.labels) or "-"
+    shares = "|".join(f"{prediction.probabilities[label]:.3f}" for label in prediction.labels)
+    return f"{labels}\t{shares or '-'}\t{prediction.text}\n"
 
 
 def _chunks(texts: list[str] | None, file: Path | None) -> Iterator[list[str]]:

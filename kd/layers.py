@@ -1,4 +1,4 @@
-"""Changes to a loaded network: another head, fewer layers.
+"""Changes to a loaded network: another head, fewer layers; and how a head's logits are read.
 
 Heads are matched by class name, never by position alone. This room knows Hugging Face networks,
 no tokenizer and no path.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,19 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from kd.errors import ConfigError, ModelError
 
-__all__ = ["check_same_classes", "fit_head", "keep_layers", "stored_labels"]
+__all__ = [
+    "check_same_classes",
+    "check_same_problem",
+    "class_probabilities",
+    "find_head",
+    "fit_head",
+    "is_multi_label",
+    "keep_layers",
+    "stored_labels",
+]
+
+_SEVERAL: Final = "multi_label_classification"
+_ONE: Final = "single_label_classification"
 
 
 def stored_labels(config: PretrainedConfig) -> tuple[str, ...]:
@@ -39,8 +52,29 @@ def stored_labels(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(names[index] for index in range(len(names)))
 
 
-def _head(network: PreTrainedModel) -> nn.Linear:
-    """Return the last linear layer, which gives the logits."""
+def is_multi_label(config: PretrainedConfig) -> bool:
+    """Tell whether a classifier may give a row several classes: a sigmoid for each logit."""
+    return bool(config.problem_type == _SEVERAL)
+
+
+def class_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
+    """Return what logits `[B, C]` mean, in float32: a softmax, or a sigmoid for each class."""
+    logits = logits.float()
+    return logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+
+
+def find_head(network: PreTrainedModel) -> nn.Linear:
+    """Return the last linear layer, which gives the logits.
+
+    Args:
+        network: A classifier.
+
+    Returns:
+        Its head.
+
+    Raises:
+        ModelError: If there is none.
+    """
     heads = [
         module
         for name, module in network.named_modules()
@@ -86,15 +120,40 @@ def check_same_classes(name: str, stored: tuple[str, ...], wanted: tuple[str, ..
     )
 
 
-def fit_head(network: PreTrainedModel, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+def check_same_problem(name: str, config: PretrainedConfig, multi_label: bool) -> None:
+    """Refuse a teacher of one class a row where a row may have several, and the other way round.
+
+    Args:
+        name: The teacher, for the message.
+        config: Its configuration; one that says nothing is of one class, as in transformers.
+        multi_label: Whether a row of the data may have several.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    if is_multi_label(config) != multi_label:
+        raise ModelError(
+            f"The config.json of the teacher {name} has the problem_type {config.problem_type}, "
+            f"but data.multi_label is {str(multi_label).lower()}: use a teacher that was trained "
+            f"for {_SEVERAL if multi_label else _ONE}, or write that there if this one was."
+        )
+
+
+def fit_head(
+    network: PreTrainedModel,
+    stored: tuple[str, ...],
+    wanted: tuple[str, ...],
+    multi_label: bool = False,
+) -> None:
     """Keep the head where its class names are the wanted ones, by name; else make it anew.
 
     Args:
         network: Changed in place.
         stored: Class names of its head.
         wanted: Class names in the wanted order.
+        multi_label: Whether a row may have several classes.
     """
-    head, order = _head(network), _order(stored, wanted)
+    head, order = find_head(network), _order(stored, wanted)
     with torch.no_grad():
         if order is not None:
             head.weight.copy_(head.weight[order].clone())
@@ -109,7 +168,7 @@ def fit_head(network: PreTrainedModel, stored: tuple[str, ...], wanted: tuple[st
             head.out_features = len(wanted)
     network.config.id2label = dict(enumerate(wanted))  # num_labels follows
     network.config.label2id = {name: index for index, name in enumerate(wanted)}
-    network.config.problem_type = "single_label_classification"
+    network.config.problem_type = _SEVERAL if multi_label else _ONE
     network.num_labels = len(wanted)  # type: ignore[assignment]
 
 

@@ -20,14 +20,23 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
+from kd.configuration import dropout_of, read_config
 from kd.errors import ConfigError, ModelError
-from kd.layers import check_same_classes, fit_head, keep_layers, stored_labels
+from kd.layers import (
+    check_same_classes,
+    check_same_problem,
+    fit_head,
+    is_multi_label,
+    keep_layers,
+    stored_labels,
+)
+from kd.projections import PROJECTIONS, captured
+from kd.shrink import Shrink, shrunk
 from kd.types import Inputs, ModelInfo, Outputs
 from kd.vocabulary import digest, load_tokenizer, reason, train_wordpiece
 
@@ -47,10 +56,11 @@ class EncoderClassifier(nn.Module):
         model_type: Family of a model whose ``config.json`` does not say it, such as ``bert``.
         revision: Branch, tag or commit on the hub.
         dropout: Dropout of hidden states and attention; null keeps the configuration's.
+        shrink: How to make the student smaller than the model at ``path``; null keeps its size.
 
     Raises:
-        ConfigError: If not exactly one of ``path`` and ``config`` is given, or ``dropout`` is not
-            from 0 to 1.
+        ConfigError: If not exactly one of ``path`` and ``config`` is given, ``dropout`` is not from
+            0 to 1, or ``shrink`` contradicts ``config`` or ``keep_layers``.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class EncoderClassifier(nn.Module):
         model_type: str | None = None,
         revision: str | None = None,
         dropout: float | None = None,
+        shrink: Shrink | None = None,
     ) -> None:
         super().__init__()
         if (path is None) == (config is None):
@@ -71,6 +82,16 @@ class EncoderClassifier(nn.Module):
             raise ConfigError("EncoderClassifier's config names no model_type: add it, e.g. bert.")
         if dropout is not None and not 0.0 <= dropout <= 1.0:
             raise ConfigError(f"EncoderClassifier.dropout is {dropout}: give 0 to 1.")
+        if shrink is not None and config is not None:
+            raise ConfigError(
+                "EncoderClassifier.shrink makes a student from a path: beside a config, give its "
+                "sizes there."
+            )
+        if shrink is not None and shrink.has_budget and keep_layers is not None:
+            raise ConfigError(
+                "EncoderClassifier has keep_layers and a shrink with a budget, which chooses the "
+                "layers: give one or the other."
+            )
         self.path = path
         self.config = config
         self.tokenizer_path = tokenizer
@@ -79,6 +100,9 @@ class EncoderClassifier(nn.Module):
         self.model_type = model_type
         self.revision = revision
         self.dropout = dropout
+        self.shrink = shrink
+        self.notes: list[str] = []
+        """What `load` decided, a line each."""
         self.network: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerFast | None = None
         self.labels: tuple[str, ...] = ()
@@ -89,6 +113,7 @@ class EncoderClassifier(nn.Module):
         texts: Iterable[str] = (),
         stored: Sequence[str] | None = None,
         fresh_head: bool = True,
+        multi_label: bool = False,
     ) -> None:
         """Read or create the weights and the tokenizer; the model is then in train mode.
 
@@ -97,9 +122,10 @@ class EncoderClassifier(nn.Module):
 
         Args:
             labels: Class names in the wanted order; null keeps the stored ones.
-            texts: Corpus for a vocabulary that is trained here.
+            texts: Corpus for a vocabulary that is trained here, and for ``shrink``.
             stored: Class names of the stored head, where the model itself does not say them.
             fresh_head: Whether a head may be made anew; a teacher's may not.
+            multi_label: Whether a row may have several of the labels.
 
         Raises:
             ModelError: If there is no such model, model and tokenizer do not fit, or a new head
@@ -119,7 +145,8 @@ class EncoderClassifier(nn.Module):
                 )
             if not fresh_head:
                 check_same_classes(self._name, names, tuple(labels))
-            fit_head(network, names, tuple(labels))
+                check_same_problem(self._name, network.config, multi_label)
+            fit_head(network, names, tuple(labels), multi_label)
         if self.keep_layers is not None:
             network = keep_layers(network, self.keep_layers)
         if len(tokenizer) > network.config.vocab_size:
@@ -127,6 +154,11 @@ class EncoderClassifier(nn.Module):
                 f"The tokenizer of {self._name} has {len(tokenizer)} tokens but the model's "
                 f"embedding has {network.config.vocab_size}: they do not belong together."
             )
+        if self.shrink is not None:
+            with _quiet():
+                network, tokenizer, self.notes = shrunk(
+                    network, tokenizer, list(texts), self.shrink
+                )
         self.network = network.train()  # from_pretrained leaves it in eval mode
         self.tokenizer = tokenizer
         self.labels = stored_labels(network.config)
@@ -146,7 +178,7 @@ class EncoderClassifier(nn.Module):
             ModelError: If the weights are not of this configuration.
         """
         model = cls(path=str(folder))
-        config = _read_config(str(folder), None, None)
+        config = read_config(str(folder), None, None)
         network: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
         try:
             network.load_state_dict(dict(weights))
@@ -175,19 +207,27 @@ class EncoderClassifier(nn.Module):
         accepted = dict(inputs)
         if "token_type_ids" in accepted and getattr(network.config, "type_vocab_size", 0) < 2:
             del accepted["token_type_ids"]
-        answer = network(
-            **accepted,
-            output_hidden_states="hidden_states" in needs,
-            output_attentions="attentions" in needs,
-        )
+        fields = [field for field in PROJECTIONS if field in needs]
+        with captured(network, fields) as projections:
+            answer = network(
+                **accepted,
+                output_hidden_states="hidden_states" in needs,
+                output_attentions="attentions" in needs,
+            )
         layers = network.config.num_hidden_layers
         outputs = Outputs(
             logits=answer.logits,
             hidden_states=_complete(answer, "hidden_states", layers + 1, needs),
             attentions=_complete(answer, "attentions", layers, needs),
             mask=inputs["attention_mask"],
+            **projections,
         )
         return outputs
+
+    @property
+    def wants_texts(self) -> bool:
+        """Whether `load` looks at the training texts."""
+        return self.config is not None or self.shrink is not None
 
     @property
     def loaded(self) -> PreTrainedModel:
@@ -212,6 +252,7 @@ class EncoderClassifier(nn.Module):
             width=network.config.hidden_size,
             heads=network.config.num_attention_heads,
             vocabulary=digest(self.tokenizer),
+            multi_label=is_multi_label(network.config),
         )
 
     @property
@@ -252,9 +293,9 @@ class EncoderClassifier(nn.Module):
 
     def _from_path(self, fresh_head: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         assert self.path is not None
-        config = _read_config(self.path, self.model_type, self.revision)
+        config = read_config(self.path, self.model_type, self.revision)
         if self.dropout is not None:
-            config.update(_dropout_of(config, self.dropout))
+            config.update(dropout_of(config, self.dropout))
         try:
             network, report = AutoModelForSequenceClassification.from_pretrained(
                 self.path,
@@ -309,7 +350,7 @@ class EncoderClassifier(nn.Module):
                 **{"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **values},
             )
             if self.dropout is not None:
-                config.update(_dropout_of(config, self.dropout))
+                config.update(dropout_of(config, self.dropout))
             network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         except (ValueError, TypeError, StrictDataclassError) as error:
             raise ConfigError(
@@ -330,39 +371,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _read_config(path: str, model_type: str | None, revision: str | None) -> PretrainedConfig:
-    try:
-        if model_type is None:
-            config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision)
-            return config
-        values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-        values.pop("model_type", None)
-        return AutoConfig.for_model(model_type, **values)
-    except OSError as error:
-        if Path(path, "config.json").is_file():
-            raise ModelError(f"The config.json of {path} is not valid JSON.") from error
-        raise ModelError(
-            f"{path} is neither a model folder here nor a model that the hub gave: check the "
-            "path, and the network if it is a hub id."
-        ) from error
-    except (ValueError, KeyError, StrictDataclassError) as error:
-        if "`model_type`" in str(error):
-            raise ModelError(
-                f"The config.json of {path} does not say its model_type: set model_type beside "
-                "the path, e.g. bert."
-            ) from error
-        raise ModelError(f"The config.json of {path} does not load: {reason(error)}.") from error
-
-
-def _dropout_of(config: PretrainedConfig, dropout: float) -> dict[str, float]:
-    """Find the family's own names for the dropout of hidden states and attention."""
-    names = ["hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"]
-    names += ["embedding_dropout", "mlp_dropout"]
-    return {
-        name: dropout for name in names if isinstance(getattr(config, name, None), (int, float))
-    }
 
 
 def _complete(

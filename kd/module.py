@@ -7,6 +7,7 @@ teacher. It knows no files: paths are chosen by the runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,14 +16,23 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from kd.cache import CachedTeacher, Filling
+from kd.data.collate import EncodedRows
 from kd.data.encode import View
 from kd.errors import ConfigError, RunError
+from kd.layers import class_probabilities
 from kd.metrics import agreement_metric, classification_metrics
 from kd.models import EncoderClassifier
-from kd.objectives import HardLabel, Objective, masked_cross_entropy
-from kd.optim import Schedule, build_adamw, build_schedule
-from kd.teachers import Teacher
-from kd.types import Batch, Outputs
+from kd.objectives import (
+    HardLabel,
+    Objective,
+    masked_binary_cross_entropy,
+    masked_cross_entropy,
+)
+from kd.optim import RateSchedule, build_adamw, build_schedule
+from kd.teachers import Reference, Teacher
+from kd.timing import Stopwatch
+from kd.types import Batch, ModelInfo, Outputs
 
 __all__ = ["DistillationModule"]
 
@@ -31,13 +41,18 @@ class _DataSource(Protocol):
     """What the module asks of a data module."""
 
     labels: tuple[str, ...]
+    rows: Mapping[str, Sequence[object]]
     max_length: int
+    multi_label: bool
 
     def texts(self) -> Sequence[str]:
         """Return the training texts."""
 
     def connect(self, views: dict[str, View], unlabelled: bool) -> None:
         """Take the views to encode, and whether unlabelled rows are of use."""
+
+    def encoded(self, role: str) -> EncodedRows:
+        """Return a split as all views read it."""
 
 
 class DistillationModule(LightningModule):
@@ -56,6 +71,9 @@ class DistillationModule(LightningModule):
         weight_decay: Decay of matrices; biases and normalisation weights have none.
         warmup: Share of the steps over which the rate rises.
         schedule: Course of the rate after warm-up.
+        cache: Whether the teacher's answers are kept on disk for the next run; if not, they are
+            kept in memory for this one. Either way it is asked once about each text.
+        compile: Whether the student is compiled, which pays for itself on a GPU only.
 
     Raises:
         ConfigError: If there is no objective, or one needs what the teacher cannot give.
@@ -69,7 +87,9 @@ class DistillationModule(LightningModule):
         learning_rate: float = 2e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.06,
-        schedule: Schedule = "linear",
+        schedule: RateSchedule = "linear",
+        cache: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         chosen = {"labels": HardLabel()} if objectives is None else objectives
@@ -78,16 +98,22 @@ class DistillationModule(LightningModule):
         if not 0.0 <= warmup <= 1.0:
             raise ConfigError(f"model.warmup is {warmup}: it is a share of the steps, from 0 to 1.")
         self.student = student
-        self.teacher = teacher
+        self.teacher = teacher.wrapped(_cached) if teacher else None
         self.objectives = nn.ModuleDict(kept)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
-        self.schedule: Schedule = schedule
+        self.schedule: RateSchedule = schedule
+        self.cache = cache
+        self.compiled = compile
         self.needs = frozenset[str]().union(*(term.needs for term in kept.values()))
         self.taught = any(term.uses_teacher for term in kept.values())
+        self.answers_folder: Path | None = None
+        self.teacher_time = Stopwatch(torch.device("cpu"))
+        self.multi_label = False
+        self._teacher_needs = frozenset({"logits"})
+        self._steps = 1.0
         self._is_ready = False
-        self._remembered: dict[tuple[str, int], Tensor] = {}
 
     @property
     def terms(self) -> dict[str, Objective]:
@@ -98,10 +124,16 @@ class DistillationModule(LightningModule):
     def equation(self) -> str:
         """The loss as one line, such as ``loss = 0.5 * labels[HardLabel] + …``."""
         return "loss = " + " + ".join(
-            f"{term.weight:g} * {name}[{term.describe()}]" for name, term in self.terms.items()
+            f"{term.shown('weight')} * {name}[{term.describe()}]"
+            for name, term in self.terms.items()
         )
 
-    def references(self) -> dict[str, str | None]:
+    @property
+    def filling(self) -> Filling | None:
+        """What the teacher's cache did before training."""
+        return self.teacher.filling if isinstance(self.teacher, CachedTeacher) else None
+
+    def references(self) -> dict[str, Reference | None]:
         """Return the paths of student and teacher, each with the recipe that would train it."""
         student = {self.student.path: None} if self.student.path else {}
         return {**student, **(self.teacher.references() if self.teacher else {})}
@@ -114,44 +146,79 @@ class DistillationModule(LightningModule):
             self.teacher.follow(paths)
 
     def setup(self, stage: str) -> None:
-        """Load the models now that the data's classes are known, and tell the data their views."""
+        """Load the models now that the data's classes are known; let the teacher answer."""
         data: _DataSource = self.trainer.datamodule  # type: ignore[attr-defined]
         if not self._is_ready:
-            self.student.load(data.labels, data.texts() if self.student.config else ())
-            if self.teacher is not None:
-                self.teacher.load(data.labels)
-            teacher = self.teacher.info if self.teacher is not None else None
-            for term in self.terms.values():
-                term.bind(self.student.info, teacher)
-            self._build_metrics(len(data.labels))
+            self._load(data)
             self._is_ready = True
-        self._remembered.clear()
-        unlabelled = any(term.weight and not term.uses_labels for term in self.terms.values())
+        unlabelled = any(term.has_weight and not term.uses_labels for term in self.terms.values())
         data.connect(self._views(data.max_length), unlabelled)
+        roles = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
+        asked = [role for role in roles.get(stage, ()) if self.taught or role != "train"]
+        if self.teacher is None or not asked:
+            return
+        device = self.trainer.strategy.root_device
+        self.teacher.keep_in(self.answers_folder if self.cache else None)
+        self.teacher.prepare([data.encoded(role) for role in asked], self._teacher_needs, device)
+        self.teacher_time = Stopwatch(device)
+
+    def _load(self, data: _DataSource) -> None:
+        texts = data.texts() if self.student.wants_texts else ()
+        self.multi_label = data.multi_label
+        self.student.load(data.labels, texts, multi_label=data.multi_label)
+        if self.teacher is not None:
+            self.teacher.load(data.labels, data.multi_label)
+        teacher = self.teacher.info if self.teacher is not None else None
+        for term in self.terms.values():
+            term.bind(self.student.info, teacher)
+        self.needs = self.needs.union(*(term.needs for term in self.terms.values()))
+        asking = [term.teacher_needs() for term in self.terms.values() if term.uses_teacher]
+        self._teacher_needs = self._teacher_needs.union(*asking)
+        if self.compiled:
+            self.student.loaded.compile(dynamic=True)  # in place: torch.compile renames the weights
+        self._build_metrics(len(data.labels), data.multi_label)
 
     def _views(self, max_length: int) -> dict[str, View]:
         assert self.student.tokenizer is not None
         length = min(max_length, self.student.max_length)
-        views = {"student": View(self.student.tokenizer, length, self.student.info.vocabulary)}
-        if self.teacher is not None:
-            views["teacher"] = self.teacher.view(max_length)
-        return views
+        student = View(self.student.tokenizer, length, self.student.info.vocabulary)
+        return {"student": student, **(self.teacher.views(max_length) if self.teacher else {})}
 
-    def _build_metrics(self, classes: int) -> None:
+    def _build_metrics(self, classes: int, multi_label: bool) -> None:
         for stage in ("val", "test"):
-            setattr(self, f"{stage}_loss", MeanMetric())  # Lightning's own mean rounds row counts
-            setattr(self, f"{stage}_student", classification_metrics(classes, f"{stage}/"))
+            means = ("loss", "objective", *self.terms) if self.taught else ("loss",)
+            for name in means:  # Lightning's own mean rounds row counts
+                setattr(self, f"{stage}_mean_{name}", MeanMetric())
+            student = classification_metrics(classes, f"{stage}/", multi_label)
+            setattr(self, f"{stage}_student", student)
             if self.teacher is not None:
                 name = f"{stage}/teacher_"
-                setattr(self, f"{stage}_teacher", classification_metrics(classes, name))
-                setattr(self, f"{stage}_agreement", agreement_metric(classes))
+                metrics = classification_metrics(classes, name, multi_label)
+                setattr(self, f"{stage}_teacher", metrics)
+                setattr(self, f"{stage}_agreement", agreement_metric(classes, multi_label))
+
+    def _terms_of(self, student: Outputs, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return every term, unweighted, and the weighted sum."""
+        teacher = None
+        if self.teacher is not None and self.taught:
+            with self.teacher_time:
+                teacher = self.teacher(batch, self._teacher_needs)
+        values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
+        loss = torch.stack([term.weight * values[name] for name, term in self.terms.items()]).sum()
+        if "logits" not in self.needs:
+            loss = loss + 0.0 * student.logits.sum()  # DDP waits for a gradient of every weight
+        return values, loss
+
+    def on_train_start(self) -> None:
+        """Note how long the run is, for what is scheduled."""
+        self._steps = self.trainer.estimated_stepping_batches
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the objectives on a batch."""
+        for term in self.terms.values():
+            term.advance(min(1.0, self.global_step / max(1, self._steps - 1)))
         student = self.student(batch.views["student"], self.needs - {"logits"})
-        teacher = self.teacher(batch, self.needs) if self.teacher and self.taught else None
-        values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
-        loss = torch.stack([term.weight * values[name] for name, term in self.terms.items()]).sum()
+        values, loss = self._terms_of(student, batch)
         size = len(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log_dict(
@@ -170,34 +237,36 @@ class DistillationModule(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return ``index`` `[B]` and ``probabilities`` `[B, C]` of a batch."""
         logits = self.student(batch.views["student"]).logits
-        return {"index": batch.index, "probabilities": logits.float().softmax(dim=-1)}
+        return {"index": batch.index, "probabilities": self._probabilities(logits)}
 
     def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
-        answer: Outputs = self.student(batch.views["student"])
+        answer: Outputs = self.student(batch.views["student"], self.needs - {"logits"})
         logits, size = answer.logits, len(batch)
-        loss = getattr(self, f"{stage}_loss")
-        loss.update(masked_cross_entropy(logits, batch.labels), weight=size)
-        self.log(f"{stage}/loss", loss, batch_size=size)
-        metrics = getattr(self, f"{stage}_student")
-        metrics.update(logits, batch.labels)
+        entropy = masked_binary_cross_entropy if self.multi_label else masked_cross_entropy
+        means = {"loss": entropy(logits, batch.labels)}
+        if self.taught:
+            values, objective = self._terms_of(answer, batch)
+            means |= {**values, "objective": objective}
+        for name, value in means.items():
+            mean = getattr(self, f"{stage}_mean_{name}")
+            mean.update(value, weight=size)
+            self.log(f"{stage}/{name}", mean, batch_size=size)
+        metrics, scores = getattr(self, f"{stage}_student"), self._probabilities(logits)
+        metrics.update(scores, batch.labels)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
         if self.teacher is None:
             return
-        teacher = self._teacher_logits(batch, batch_idx, stage)
+        teacher = self._probabilities(self.teacher(batch, frozenset({"logits"})).logits)
         teacher_metrics = getattr(self, f"{stage}_teacher")
         teacher_metrics.update(teacher, batch.labels)
         self.log_dict(teacher_metrics, batch_size=size)
         agreement = getattr(self, f"{stage}_agreement")
-        agreement.update(logits, teacher.argmax(dim=-1))
+        choices = (teacher > 0.5).long() if self.multi_label else teacher.argmax(dim=-1)
+        agreement.update(scores, choices)
         self.log(f"{stage}/agreement", agreement, batch_size=size)
 
-    def _teacher_logits(self, batch: Batch, batch_idx: int, stage: str) -> Tensor:
-        """Ask the teacher once per evaluation batch: those are the same in every epoch."""
-        assert self.teacher is not None
-        key = (stage, batch_idx)
-        if key not in self._remembered:
-            self._remembered[key] = self.teacher(batch, frozenset({"logits"})).logits.cpu()
-        return self._remembered[key].to(batch.labels.device)
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return class_probabilities(logits, self.multi_label)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW over student and objectives, and its schedule."""
@@ -217,8 +286,7 @@ class DistillationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which classes and vocabulary the weights belong to."""
-        info = self.student.info
-        checkpoint["student"] = {"labels": list(info.labels), "vocabulary": info.vocabulary}
+        checkpoint["student"] = _identity(self.student.info)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained with other classes or another vocabulary.
@@ -230,26 +298,38 @@ class DistillationModule(LightningModule):
             RunError: If the checkpoint is not of this student.
         """
         saved = checkpoint.get("student")
-        info = self.student.info
         if saved is None:
             raise RunError("The checkpoint was not written by kd: give one of a kd run.")
-        for name, ours in (("labels", list(info.labels)), ("vocabulary", info.vocabulary)):
-            if saved[name] != ours:
+        for name, ours in _identity(self.student.info).items():
+            if saved.get(name, ours) != ours:
                 raise RunError(
                     f"The checkpoint's {name} ({saved[name]}) are not this recipe's ({ours}): "
                     "give the checkpoint of a run of this recipe and data."
                 )
 
 
+def _identity(info: ModelInfo) -> dict[str, Any]:
+    """Return what a student's weights belong to."""
+    return {
+        "labels": list(info.labels),
+        "vocabulary": info.vocabulary,
+        "multi_label": info.multi_label,
+    }
+
+
+def _cached(teacher: Teacher) -> Teacher:
+    return CachedTeacher(teacher, over_limit="ask")
+
+
 def _check_objectives(objectives: dict[str, Objective], teacher: Teacher | None) -> None:
-    if not any(term.weight for term in objectives.values()):
+    if not any(term.has_weight for term in objectives.values()):
         raise ConfigError("model.objectives has no term with a weight: the loss would be zero.")
     for name, term in objectives.items():
         where = f"model.objectives.{name} ({type(term).__name__})"
-        if name in ("", "loss") or "." in name or hasattr(nn.ModuleDict(), name):
+        if name in ("", "loss", "objective") or "." in name or hasattr(nn.ModuleDict(), name):
             raise ConfigError(
-                f"{where}: a term's name must not be empty, 'loss' or a word of PyTorch's, nor "
-                "have a dot."
+                f"{where}: a term's name must not be empty, 'loss', 'objective' or a word of "
+                "PyTorch's, nor have a dot."
             )
         if not term.uses_teacher:
             continue

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kd.errors import ConfigError
 
-__all__ = ["Schedule", "build_adamw", "build_schedule", "rate_factor"]
+__all__ = ["RateSchedule", "build_adamw", "build_schedule", "rate_factor"]
 
-Schedule = Literal["linear", "cosine", "constant"]
+RateSchedule = Literal["linear", "cosine", "constant"]
 
 
 def build_adamw(
@@ -49,7 +49,7 @@ def build_adamw(
     )
 
 
-def rate_factor(step: int, steps: int, warmup: int, schedule: Schedule) -> float:
+def rate_factor(step: int, steps: int, warmup: int, schedule: RateSchedule) -> float:
     """Say what share of the peak rate a step uses.
 
     Args:
@@ -70,7 +70,7 @@ def rate_factor(step: int, steps: int, warmup: int, schedule: Schedule) -> float
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, steps: float, warmup_share: float, schedule: Schedule
+    optimizer: torch.optim.Optimizer, steps: float, warmup_share: float, schedule: RateSchedule
 ) -> LambdaLR:
     """Return a scheduler to step after every optimizer step.
 

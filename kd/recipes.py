@@ -7,7 +7,6 @@ train, export, measure. What can fail without a model fails before one loads.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -22,7 +21,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from kd import summary
+from kd import ensembles, summary  # noqa: F401 - recipes name the classes of ensembles
 from kd.callbacks import (
     BestCheckpoint,
     MetricsFile,
@@ -30,18 +29,20 @@ from kd.callbacks import (
     PredictionWriter,
     ResumeCheckpoint,
     RunDirectory,
-    print_line,
 )
 from kd.checkpoints import SafeCheckpointIO, resumable
+from kd.console import print_line
 from kd.data.datamodule import TextDataModule
-from kd.errors import ConfigError, RunError
+from kd.errors import ConfigError
 from kd.export import export_checkpoint
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.parsing import allow_imports, explain
-from kd.runs import Run, check_name, claim, global_rank, is_reference, resolve
-from kd.teachers import ModelTeacher, Teacher
+from kd.references import find_models
+from kd.runs import Run, answers_folder, check_name, claim, global_rank
+from kd.teachers import Teacher
+from kd.throughput import Throughput
 
 __all__ = ["RecipeCLI", "RunOptions", "run_recipe"]
 
@@ -52,7 +53,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,  # the box at the end says it
 }
 
-_MONITORS = ("val/accuracy", "val/f1", "val/loss", "val/agreement")
+_MONITORS = ("val/accuracy", "val/f1", "val/loss", "val/agreement", "val/objective")
 
 
 @dataclass
@@ -74,11 +75,12 @@ class RunOptions:
     save_every: int = 500
 
 
-def run_recipe(args: Sequence[str]) -> None:
+def run_recipe(args: Sequence[str], only_fill: bool = False) -> None:
     """Run fit, validate, test or predict.
 
     Args:
         args: Command line without the program.
+        only_fill: Whether fit stops before the first step, once the teacher has answered.
 
     Raises:
         ConfigError: If Lightning refuses an option of the trainer.
@@ -86,7 +88,7 @@ def run_recipe(args: Sequence[str]) -> None:
     allow_imports()
     _quieten()
     try:
-        RecipeCLI(list(args))
+        RecipeCLI(list(args), only_fill)
     except MisconfigurationException as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
@@ -96,12 +98,15 @@ class RecipeCLI(LightningCLI):
 
     Args:
         args: Command line without the program.
+        only_fill: Whether fit stops before the first step, and leaves no run.
     """
 
-    def __init__(self, args: ArgsType) -> None:
+    def __init__(self, args: ArgsType, only_fill: bool = False) -> None:
+        self.only_fill = only_fill
         self.run: Run | None = None
         self.directory: RunDirectory | None = None
         self.is_training = False
+        self.throughput = Throughput()
         self.started = time.perf_counter()
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -157,7 +162,7 @@ class RecipeCLI(LightningCLI):
             )
         self.resume_from = self._checkpoint_to_resume()
         _check_wandb_key(options)
-        if global_rank() == 0 and not options.trainer.fast_dev_run:
+        if global_rank() == 0 and not (options.trainer.fast_dev_run or self.only_fill):
             self.run = claim(options.run.root, options.run.name, command=self.config.subcommand)
             old = self.resume_from and self.resume_from.parent.parent
             self.run.update(seed=options.seed_everything, resumed_from=old)
@@ -178,12 +183,16 @@ class RecipeCLI(LightningCLI):
         folder = self.run.path if self.run else Path(self.options.run.root)
         if trainer.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-        if not trainer.fast_dev_run:
+        if self.only_fill:
+            kwargs |= {"max_steps": 0, "num_sanity_val_steps": 0}
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+        elif not trainer.fast_dev_run:
             kwargs["logger"] = [MetricsFile(folder), *_as_list(trainer.logger)]
             kwargs["enable_checkpointing"] = self.config.subcommand == "fit"
-        self.directory = RunDirectory(self.run, {})
-        callbacks = [self.directory, *_as_list(trainer.callbacks), Milestones()]
-        if self.config.subcommand == "fit" and not trainer.fast_dev_run:
+        answers = None if trainer.fast_dev_run else answers_folder(self.options.run.root)
+        self.directory = RunDirectory(self.run, {}, answers)
+        callbacks = [self.directory, *_as_list(trainer.callbacks), Milestones(), self.throughput]
+        if self.config.subcommand == "fit" and not (trainer.fast_dev_run or self.only_fill):
             callbacks.append(BestCheckpoint(self.options.run.monitor))
             callbacks.append(ResumeCheckpoint(self.options.run.save_every))
         if self.config.subcommand == "predict":
@@ -257,51 +266,32 @@ class RecipeCLI(LightningCLI):
         return found
 
     def _find_references(self, model: DistillationModule, train_missing: bool) -> None:
-        """Find the models behind run references; rank 0 trains a missing teacher."""
+        """Find on rank 0 the models behind run references; the other ranks are told later."""
         if global_rank() != 0:
             return
-        found: dict[str, str] = {}
-        for path, recipe in model.references().items():
-            if recipe and train_missing and not _is_trained(path):
-                self._train_teacher(Path(path), recipe)
-            if is_reference(path):
-                found[path] = str(resolve(path).student)
-                print_line(f"{path} = {found[path]}")
+        recipes = [Path(str(file)) for file in self.options.config or ()]
+        found = find_models(model.references(), recipes, train_missing)
         assert self.directory is not None
         self.directory.references = found
         if self.run is not None:
             self.run.update(references=found)
 
-    def _train_teacher(self, path: Path, recipe: str) -> None:
-        """Run the teacher's own recipe, as an ordinary run in a process of its own."""
-        places = [Path(recipe)]
-        places += [Path(str(used)).parent / Path(recipe).name for used in self.options.config or ()]
-        file = next((place for place in places if place.is_file()), None)
-        if file is None:
-            raise ConfigError(
-                f"The teacher {path} is not trained yet, and its recipe {recipe} is not there: "
-                "set model.teacher's recipe to a file."
-            )
-        print_line(f"{path} is not there yet: training it by {file}")
-        command = [sys.executable, "-m", "kd", "fit", "--config", str(file)]
-        command += [f"--run.root={path.parent}", f"--run.name={path.name}"]
-        if subprocess.run(command).returncode:
-            raise RunError(f"The teacher {path} could not be trained by {file}: see above.")
-
     def _deliver(self, run: Run, model: DistillationModule, data: TextDataModule) -> None:
         """Export the best student, measure it beside its teacher, and close the run."""
-        folder = run.path / "student"
+        started, folder = time.perf_counter(), run.path / "student"
         export_checkpoint(run.path, "best", folder)
         rows = data.rows["validation"]
         scores = {"student": summary.measure(folder, rows, data.labels)}
         values = self.trainer.callback_metrics
-        teacher = model.teacher.model if isinstance(model.teacher, ModelTeacher) else None
-        if teacher is not None and "val/teacher_accuracy" in values:
-            accuracy, f1 = values["val/teacher_accuracy"], values["val/teacher_f1"]
-            scores = {"teacher": summary.score(teacher, rows, float(accuracy), float(f1)), **scores}
-        run.update(results=summary.as_plain(scores))
+        if model.teacher is not None and "val/teacher_accuracy" in values:
+            accuracy, f1 = float(values["val/teacher_accuracy"]), float(values["val/teacher_f1"])
+            teacher = summary.score_teacher(model.teacher, rows, accuracy, f1)
+            scores = {"teacher": teacher, **scores}
+        self.throughput.phases["delivery"] = time.perf_counter() - started
+        run.update(results=summary.as_plain(scores), seconds=self.throughput.phases)
         run.finish("finished")
-        summary.show(scores, run.path, len(rows), time.perf_counter() - self.started)
+        took = time.perf_counter() - self.started
+        summary.show(scores, run.path, len(rows), took, self.throughput.describe())
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -320,17 +310,6 @@ class RecipeCLI(LightningCLI):
         finally:
             if self.is_training:
                 _finish_wandb()
-
-
-def _is_trained(path: str) -> bool:
-    """Tell whether a path needs no recipe: a model folder, or a run with a finished student."""
-    if not is_reference(path):
-        return Path(path).exists()
-    try:
-        resolve(path)
-    except RunError:
-        return False
-    return True
 
 
 def _recipe_name(options: Namespace) -> str:

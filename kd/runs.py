@@ -16,20 +16,22 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import BufferedReader, BufferedWriter
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from kd.errors import ConfigError, RunError
+from kd.files import replacing
 
 __all__ = [
     "MANIFEST",
     "Resolved",
     "Run",
+    "answers_folder",
     "check_name",
     "checksum",
     "claim",
@@ -37,7 +39,6 @@ __all__ = [
     "is_reference",
     "process_identity",
     "read_manifest",
-    "replacing",
     "resolve",
     "verify",
     "versions",
@@ -83,30 +84,9 @@ def check_name(name: str) -> str:
     return name
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BufferedWriter]:
-    """Yield a temporary file that takes the place of ``path`` once it is whole and on disk.
-
-    It lies in the same folder, because a rename is atomic only inside one file system. After an
-    error it is gone and the old file untouched; after a kill ``.<name>.<random>.tmp`` remains.
-    """
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    with suppress(OSError):  # Windows and some network disks cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def answers_folder(root: str) -> Path:
+    """Return where the caches of teachers lie: beside the runs, for all of them."""
+    return Path(root, ".cache")
 
 
 def checksum(file: BufferedReader) -> dict[str, str | int]:
@@ -204,10 +184,12 @@ class Run:
         resumed_from: str | Path | None = None,
         wandb_id: str | None = None,
         results: Mapping[str, Any] | None = None,
+        seconds: Mapping[str, float] | None = None,
     ) -> None:
         """Add facts to the manifest: mappings are merged, null leaves what is there."""
         facts: dict[str, object] = {"seed": seed, "data": data, "keys": keys, "results": results}
         facts |= {"references": references, "resumed_from": resumed_from, "wandb_id": wandb_id}
+        facts |= {"seconds": seconds}
         manifest = read_manifest(self.path)
         for key, value in facts.items():
             if isinstance(value, Mapping):
@@ -296,7 +278,7 @@ def claim(root: str | Path, name: str, *, command: str, argv: Sequence[str] | No
             "pid": os.getpid(),
             "process": process_identity(os.getpid()),
             **dict.fromkeys(("seed", "data", "references", "keys", "resumed_from", "wandb_id")),
-            **dict.fromkeys(("results", "finished", "error", "checksums")),
+            **dict.fromkeys(("results", "seconds", "finished", "error", "checksums")),
         }
     )
     return run

@@ -10,21 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from rich.box import ROUNDED
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from kd.data.collate import label_tensor
 from kd.inference import Classifier
 from kd.metrics import classification_metrics
 from kd.models import EncoderClassifier
+from kd.teachers import Teacher
 from kd.types import Row
 
-__all__ = ["Score", "as_plain", "measure", "score", "show", "speed"]
+__all__ = ["Score", "as_plain", "measure", "score", "score_teacher", "show", "speed"]
 
-_TIMED_ROWS = 512  # enough for a steady figure, few enough for a large teacher
+_TIMED_ROWS = 512  # enough for a steady figure
+_TIMED_SECONDS = 0.5
+_WARM_ROWS = 8
 _BYTES = 4  # of a float32 weight
 
 
@@ -33,7 +36,8 @@ class Score:
     """What a model is worth and what it costs.
 
     Args:
-        accuracy: Share of right validation rows.
+        accuracy: Share of right validation rows, or of right choices where a row may have several
+            classes.
         f1: Mean of the classes' F1.
         parameters: Number of weights.
         megabytes: Their size in float32, in millions of bytes.
@@ -61,8 +65,10 @@ def measure(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> Score:
     classifier = Classifier.from_pretrained(folder)
     probabilities = classifier.probabilities(rows)
     order = [classifier.labels.index(label) for label in labels]
-    metrics = classification_metrics(len(labels), prefix="")
-    values = metrics(probabilities[:, order], torch.tensor([row.label for row in rows]))
+    several = classifier.multi_label
+    metrics = classification_metrics(len(labels), "", several)
+    truth = label_tensor(rows, len(labels) if several else None)
+    values = metrics(probabilities[:, order], truth)
     return score(classifier.model, rows, float(values["accuracy"]), float(values["f1"]))
 
 
@@ -72,17 +78,42 @@ def score(model: EncoderClassifier, rows: Sequence[Row], accuracy: float, f1: fl
     return Score(accuracy, f1, parameters, parameters * _BYTES / 1e6, speed(model, rows))
 
 
+def score_teacher(teacher: Teacher, rows: Sequence[Row], accuracy: float, f1: float) -> Score:
+    """Return the score of a teacher of known accuracy; its speed is measured once and kept.
+
+    Args:
+        teacher: Whose models answer a row one after the other.
+        rows: Canonical rows.
+        accuracy: Share of right rows.
+        f1: Mean of the classes' F1.
+
+    Returns:
+        The score.
+    """
+
+    def seconds_per_row() -> float:
+        return sum(1 / speed(model, rows) for model in teacher.models)
+
+    parameters = sum(model.info.parameters for model in teacher.models)
+    rate = 1 / teacher.recall("seconds_per_row", seconds_per_row)
+    return Score(accuracy, f1, parameters, parameters * _BYTES / 1e6, rate)
+
+
 def speed(model: EncoderClassifier, rows: Sequence[Row]) -> float:
     """Return the rows that a model answers per second on its device, after a warm-up."""
     classifier = Classifier(model)
-    timed = rows[:_TIMED_ROWS]
-    classifier.probabilities(timed[:64])
-    start = time.perf_counter()
-    classifier.probabilities(timed)
-    return len(timed) / (time.perf_counter() - start)
+    classifier.probabilities(rows[:_WARM_ROWS])
+    count = _WARM_ROWS
+    while True:  # more rows until the clock is fine enough: a large teacher is not kept long
+        start = time.perf_counter()
+        classifier.probabilities(rows[:count])
+        took = time.perf_counter() - start
+        if took > _TIMED_SECONDS or count >= min(len(rows), _TIMED_ROWS):
+            return min(count, len(rows)) / took
+        count *= 4
 
 
-def show(scores: Mapping[str, Score], folder: Path, rows: int, took: float) -> None:
+def show(scores: Mapping[str, Score], folder: Path, rows: int, took: float, phases: str) -> None:
     """Print the box.
 
     Args:
@@ -90,6 +121,7 @@ def show(scores: Mapping[str, Score], folder: Path, rows: int, took: float) -> N
         folder: The run directory.
         rows: Validation rows measured on.
         took: Seconds of the run.
+        phases: Where they went.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("")
@@ -107,6 +139,7 @@ def show(scores: Mapping[str, Score], folder: Path, rows: int, took: float) -> N
     student = folder / "student"
     notes = Text(
         f"\non {rows:,} validation rows, after {took:.0f} s\n"
+        f"time   {phases}\n"
         f"run    {folder}\n"
         f'try    python train.py classify --model {student} "I am very happy today!"',
         overflow="fold",

@@ -6,53 +6,119 @@ never in train mode. This room knows models, no objective and no data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
+from kd.data.collate import EncodedRows
 from kd.data.encode import View
 from kd.errors import ModelError
+from kd.layers import find_head
 from kd.models import EncoderClassifier
+from kd.projections import PROJECTIONS
 from kd.types import Batch, ModelInfo, Outputs
 
-__all__ = ["ModelTeacher", "Teacher"]
+__all__ = ["ModelTeacher", "Reference", "Teacher"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How to train a model that is not there yet.
+
+    Args:
+        recipe: File of the recipe.
+        options: Of the command line, beside it.
+    """
+
+    recipe: str
+    options: tuple[str, ...] = ()
 
 
 class Teacher:
     """A source of `Outputs`; subclasses say which fields they can fill.
 
-    The class variable ``provides`` holds the names of those fields.
+    The attribute ``provides`` holds the names of those fields.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset()
+    provides: frozenset[str] = frozenset()
 
-    def references(self) -> dict[str, str | None]:
-        """Return the model paths, each with the recipe that would train it."""
+    def references(self) -> dict[str, Reference | None]:
+        """Return the model paths, each with what would train it."""
         return {}
 
     def follow(self, paths: Mapping[str, str]) -> None:
         """Read models from other paths: those that the references stand for."""
 
-    def load(self, labels: Sequence[str]) -> None:
+    def keep_in(self, folder: Path | None) -> None:
+        """Be told where a cache may keep answers; null is in memory."""
+
+    def load(self, labels: Sequence[str], multi_label: bool = False) -> None:
         """Get ready to answer with logits in the order of these class names.
 
         Args:
             labels: Class names of the data.
+            multi_label: Whether a row may have several of them.
 
         Raises:
             ModelError: If the teacher's classes are not these.
         """
         raise TypeError(f"{type(self).__name__} does not implement load.")
 
-    def view(self, max_length: int) -> View:
-        """Return how the teacher reads rows, cut after at most ``max_length`` tokens."""
-        raise TypeError(f"{type(self).__name__} does not implement view.")
+    def views(self, max_length: int) -> dict[str, View]:
+        """Return what the teacher reads of a row, by view name.
+
+        Args:
+            max_length: Tokens after which a row is cut, unless a model reads fewer.
+
+        Returns:
+            One view, named ``teacher``, or several whose names begin with ``teacher.``.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement views.")
 
     @property
     def info(self) -> ModelInfo:
         """Sizes and class names."""
         raise TypeError(f"{type(self).__name__} does not implement info.")
+
+    @property
+    def models(self) -> tuple[EncoderClassifier, ...]:
+        """Models that work together to answer a text: what an answer costs."""
+        return ()
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides the answers to given token ids: the key of a cache."""
+        raise TypeError(f"{type(self).__name__} does not implement key.")
+
+    def wrapped(self, wrap: Callable[[Teacher], Teacher]) -> Teacher:
+        """Return the teacher inside of another, or with its members inside of others."""
+        return wrap(self)
+
+    def prepare(
+        self, splits: Sequence[EncodedRows], needs: frozenset[str], device: torch.device
+    ) -> None:
+        """Learn which rows are going to be asked about.
+
+        Args:
+            splits: The rows.
+            needs: Fields that will be asked for, or single layers of them.
+            device: Where the batches will lie.
+        """
+
+    def recall(self, fact: str, find: Callable[[], float]) -> float:
+        """Return a figure about the teacher; a cache finds it once and keeps it."""
+        return find()
+
+    def lowered(self) -> AbstractContextManager[None]:
+        """Return a context in which answers are computed in bfloat16 where that is safe."""
+        return nullcontext()
 
     def __call__(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         """Answer a batch with at least the fields named."""
@@ -73,7 +139,7 @@ class ModelTeacher(Teacher):
         revision: Branch, tag or commit on the hub.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"logits", "hidden_states", "attentions"})
+    provides = frozenset({"logits", "hidden_states", "attentions", *PROJECTIONS})
 
     def __init__(
         self,
@@ -87,36 +153,37 @@ class ModelTeacher(Teacher):
         self.recipe = recipe
         self.label_names = label_names
 
-    def references(self) -> dict[str, str | None]:
-        """Return the model's path and the recipe that would train it."""
+    def references(self) -> dict[str, Reference | None]:
+        """Return the model's path and what would train it."""
         assert self.model.path is not None
-        return {self.model.path: self.recipe}
+        return {self.model.path: Reference(self.recipe) if self.recipe else None}
 
     def follow(self, paths: Mapping[str, str]) -> None:
         """Read the model from the path that its reference stands for."""
         assert self.model.path is not None
         self.model.path = paths.get(self.model.path, self.model.path)
 
-    def load(self, labels: Sequence[str]) -> None:
+    def load(self, labels: Sequence[str], multi_label: bool = False) -> None:
         """Read the model and put its classes in the order of the data's.
 
         Args:
             labels: Class names of the data.
+            multi_label: Whether a row may have several of them.
 
         Raises:
             ModelError: If the teacher's classes are not these, or its head is untrained.
         """
-        self.model.load(labels, stored=self.label_names, fresh_head=False)
+        self.model.load(labels, stored=self.label_names, fresh_head=False, multi_label=multi_label)
         self.model.eval().requires_grad_(False)
 
-    def view(self, max_length: int) -> View:
-        """Return how the teacher reads rows.
+    def views(self, max_length: int) -> dict[str, View]:
+        """Return how the teacher reads rows: one view, ``teacher``.
 
         Args:
             max_length: Tokens after which a row is cut, unless the model reads fewer.
 
         Returns:
-            The view.
+            The view by its name.
 
         Raises:
             ModelError: If the teacher is not loaded.
@@ -124,19 +191,75 @@ class ModelTeacher(Teacher):
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             raise ModelError("The teacher is not loaded yet: call load() first.")
-        return View(tokenizer, min(max_length, self.model.max_length), self.info.vocabulary)
+        length = min(max_length, self.model.max_length)
+        return {"teacher": View(tokenizer, length, self.info.vocabulary)}
 
     @property
     def info(self) -> ModelInfo:
         """Sizes and class names."""
         return self.model.info
 
+    @property
+    def models(self) -> tuple[EncoderClassifier, ...]:
+        """The model."""
+        return (self.model,)
+
+    @property
+    def key(self) -> str:
+        """Digest of weights, configuration and tokenizer."""
+        network = self.model.loaded
+        # where it was read from and by which version decide nothing
+        passing = ("_name_or_path", "transformers_version", "architectures", "dtype")
+        config = {k: v for k, v in network.config.to_dict().items() if k not in passing}
+        facts = json.dumps([self.info.vocabulary, config], sort_keys=True, default=str)
+        state = hashlib.sha256(facts.encode())
+        for name, weight in network.state_dict().items():
+            state.update(name.encode())
+            state.update(weight.detach().cpu().contiguous().numpy().data)
+        return state.hexdigest()[:32]
+
+    @contextmanager
+    def lowered(self) -> Iterator[None]:
+        """Multiply in bfloat16, the head in float32; the weights are put back afterwards."""
+        network = self.model.loaded
+        head = find_head(network)
+        layers = [m for m in network.modules() if isinstance(m, nn.Linear) and m is not head]
+        kept = [(weight, weight.data) for layer in layers for weight in layer.parameters()]
+        device = next(network.parameters()).device.type
+
+        def full_precision(states: Tensor) -> Tensor:
+            with torch.autocast(device, enabled=False):
+                return functional.linear(states.float(), head.weight, head.bias)
+
+        try:
+            for weight, data in kept:
+                weight.data = data.bfloat16()  # once, where autocast would do it for every batch
+            head.forward = full_precision  # type: ignore[method-assign,assignment]
+            with torch.autocast(device, dtype=torch.bfloat16):
+                yield
+        finally:
+            for weight, data in kept:
+                weight.data = data
+            del head.forward
+
     @torch.no_grad()
     def __call__(self, batch: Batch, needs: frozenset[str]) -> Outputs:
-        """Answer a batch; the model follows the batch to its device."""
+        """Answer a batch; the model follows the batch to its device.
+
+        Args:
+            batch: Rows with a view named ``teacher``.
+            needs: Fields, or single layers of them, which bring the whole field.
+
+        Returns:
+            Logits and the fields asked for.
+
+        Raises:
+            ModelError: If the teacher is in train mode.
+        """
         if self.model.training:
             raise ModelError("The teacher is in train mode: its dropout would be on.")
         inputs = batch.views["teacher"]
         self.model.to(inputs["input_ids"].device)
-        outputs: Outputs = self.model(inputs, needs - {"logits"})
+        fields = frozenset(name.split(".")[0] for name in needs) - {"logits"}
+        outputs: Outputs = self.model(inputs, fields)
         return outputs

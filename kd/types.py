@@ -6,6 +6,7 @@ Letters in shapes: ``B`` batch, ``L`` tokens, ``D`` width, ``H`` heads, ``C`` cl
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,16 +29,26 @@ class Row:
     Args:
         index: Stable number of the row in its split.
         text: The text; never empty, valid Unicode.
-        label: Position in the list of class names, or null for an unlabelled row.
+        label: Position in the list of class names, several of them where a row may have several,
+            or null for an unlabelled row.
         pair: The second text of a sentence pair.
         origin: ``index`` of the row that this one was made from, or null for an original.
+        weight: How much the row counts in every row-wise term of the loss.
     """
 
     index: int
     text: str
-    label: int | None = None
+    label: int | tuple[int, ...] | None = None
     pair: str | None = None
     origin: int | None = None
+    weight: float = 1.0
+
+    @property
+    def content(self) -> int:
+        """Digest of the text and its pair, 63 bits: equal numbers are equal texts."""
+        parts = self.text if self.pair is None else f"{self.text}\x00{self.pair}"
+        state = hashlib.blake2b(parts.encode(), digest_size=8).digest()
+        return int.from_bytes(state, "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,20 @@ class Batch:
     Args:
         views: Inputs by view name; ``student`` always, ``teacher`` where there is one. Views with
             equal vocabularies share the same tensors.
-        labels: Class positions, `[B]`, :data:`UNLABELLED` where a row has no label.
+        labels: Class positions, `[B]`, or 1 for each class that a row has, `[B, C]`;
+            :data:`UNLABELLED` where a row has no label.
         index: ``Row.index`` of each row, `[B]`.
+        content: Digest of each row's text, `[B]`: equal numbers are equal texts, in any split.
+        weights: ``Row.weight`` of each row, `[B]`; null where all are 1.
+        tokens: How many tokens the student reads, without padding; known without the device.
     """
 
     views: Mapping[str, Inputs]
     labels: Tensor
     index: Tensor
+    content: Tensor | None = None
+    weights: Tensor | None = None
+    tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,6 +93,9 @@ class Batch:
             views={name: moved[id(inputs)] for name, inputs in self.views.items()},
             labels=move(self.labels),
             index=move(self.index),
+            content=None if self.content is None else move(self.content),
+            weights=None if self.weights is None else move(self.weights),
+            tokens=self.tokens,
         )
 
 
@@ -86,12 +107,20 @@ class Outputs:
         logits: `[B, C]`, never softened outside an objective.
         hidden_states: ``layers + 1`` tensors `[B, L, D]`; the first is the embeddings.
         attentions: ``layers`` tensors `[B, H, L, L]` of probabilities.
+        queries: ``layers`` tensors `[B, L, D]`, the heads side by side.
+        keys: Likewise.
+        values: Likewise.
         mask: `[B, L]`, 1 where there is a token.
+
+    Whoever is asked for some layers of a field may leave the others out, as null.
     """
 
     logits: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    queries: tuple[Tensor, ...] | None = None
+    keys: tuple[Tensor, ...] | None = None
+    values: tuple[Tensor, ...] | None = None
     mask: Tensor | None = None
 
 
@@ -106,6 +135,7 @@ class ModelInfo:
         width: Width of the hidden states, D.
         heads: Attention heads per layer, H.
         vocabulary: Digest of the tokenizer; equal digests encode every text alike.
+        multi_label: Whether a row may have several classes: logits are then read by a sigmoid each.
     """
 
     labels: tuple[str, ...]
@@ -114,3 +144,4 @@ class ModelInfo:
     width: int
     heads: int
     vocabulary: str
+    multi_label: bool = False

@@ -14,37 +14,64 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "errors": 0,
+    "files": 0,
+    "console": 0,
+    "timing": 0,
     "types": 0,
     "vocabulary": 0,
     "layers": 1,
+    "projections": 1,
+    "shrink": 1,
+    "pruning": 1,
+    "budget": 1,
+    "configuration": 1,
+    "narrowing": 1,
     "models": 1,
     "data": 1,
+    "shards": 1,
     "teachers": 2,
+    "ensembles": 2,
     "objectives": 3,
     "metrics": 3,
     "optim": 3,
+    "asking": 3,
+    "cache": 3,
     "module": 4,
     "runs": 5,
     "checkpoints": 5,
     "callbacks": 5,
+    "throughput": 5,
     "inference": 6,
     "export": 6,
     "summary": 6,
+    "answers": 6,
     "parsing": 7,
+    "references": 7,
     "recipes": 7,
     "cli": 7,
     "__main__": 8,
 }
 SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
+    ("cache", "asking"),
     ("callbacks", "checkpoints"),
     ("callbacks", "runs"),
     ("checkpoints", "runs"),
-    ("summary", "inference"),
     ("cli", "parsing"),
     ("cli", "recipes"),
+    ("ensembles", "teachers"),
+    ("models", "configuration"),
     ("models", "layers"),
-    ("vocabulary", "errors"),
+    ("models", "projections"),
+    ("models", "shrink"),
+    ("narrowing", "budget"),
     ("recipes", "parsing"),
+    ("recipes", "references"),
+    ("shrink", "budget"),
+    ("shrink", "layers"),
+    ("shrink", "narrowing"),
+    ("shrink", "pruning"),
+    ("summary", "inference"),
+    ("vocabulary", "errors"),
 }
 TOP_LEVEL = {
     "kd", "configs", "tests", "pyproject.toml", "README.md", "train.py", "constraints.txt",
@@ -53,7 +80,7 @@ TOP_LEVEL = {
 }  # fmt: skip
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
-LARGEST_PACKAGE = 6000
+LARGEST_PACKAGE = 12000  # a fifth of it docstrings, which are the CLI's help
 LONGEST_RECIPE = 40
 DEEPEST_CLASS = 2
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -36,14 +37,14 @@ class Scores(Callback):
 
     def on_validation_epoch_end(self, trainer, module):
         if not trainer.sanity_checking:
-            module.log("val/accuracy", float(self.values.pop(0)))
+            module.log("val/accuracy", float(self.values.pop(0)), batch_size=4)
 
 
 class Scored(DistillationModule):
     """A module that leaves val/accuracy to the callback above."""
 
     def validation_step(self, batch, batch_idx):
-        self.log("val/loss", 0.5)
+        self.log("val/loss", 0.5, batch_size=4)
 
 
 def paths(run):
@@ -270,3 +271,29 @@ def test_predictions_of_all_ranks_are_put_together(distilled, tmp_path, monkeypa
     frame = pd.read_csv(run.path / "predictions.csv")
     assert list(frame["label"]) == ["negative", "positive", "positive"]
     assert list(frame["probability_positive"]) == pytest.approx([0.2, 0.7, 0.9])
+
+
+@pytest.mark.parametrize("separator", ["|", ";"])
+def test_predictions_of_several_labels_can_be_read_as_labels(tmp_path, separator):
+    train, predict = tmp_path / "train.csv", tmp_path / "predict.csv"
+    train.write_text("text,label\n" + f"a,joy\nb,fear{separator}joy\nc,fear\n" * 5)
+    predict.write_text("text\none\ntwo\nthree\n")
+    several = {"multi_label": True, "label_separator": separator}
+    data = TextDataModule(Source(train=str(train), predict=str(predict)), **several)
+    data.read("predict")
+    run = claim(tmp_path / "runs", "predictions", command="predict")
+    probabilities = [[0.9, 0.8], [0.4, 0.5], [0.1, 0.6]]
+    answers = {"index": torch.tensor([2, 0, 1]), "probabilities": torch.tensor(probabilities)}
+    writer = PredictionWriter(run)
+    trainer = SimpleNamespace(world_size=1, datamodule=data)
+    writer.on_predict_batch_end(trainer, None, answers, None, 0)
+    writer.on_predict_end(trainer, None)
+    parquet = pd.read_parquet(run.path / "predictions.parquet")
+    assert [list(labels) for labels in parquet["label"]] == [[], ["joy"], ["fear", "joy"]]
+    assert list(parquet["probability_joy"]) == pytest.approx([0.5, 0.6, 0.8])
+    names = {**several, "label_names": ["fear", "joy"]}
+    for file in ("predictions.csv", "predictions.parquet"):
+        path = str(run.path / file)
+        again = TextDataModule(Source(train=path, validation=path), **names)
+        again.read("fit")
+        assert [row.label for row in again.rows["train"]] == [(), (1,), (0, 1)]

@@ -12,7 +12,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from kd import checkpoints, runs
+from kd import checkpoints, files, runs
 from kd.checkpoints import SafeCheckpointIO, last_valid, resumable, sweep
 from kd.errors import RunError
 from kd.runs import claim
@@ -130,7 +130,7 @@ class Full:
 def test_full_disk_keeps_the_last_good_file(saved, monkeypatch, room):
     @contextmanager
     def full(path):
-        with runs.replacing(path) as file:
+        with files.replacing(path) as file:
             yield Full(file, room)
 
     monkeypatch.setattr(checkpoints, "replacing", full)

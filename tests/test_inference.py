@@ -166,6 +166,68 @@ def test_jsonl_holds_all_probabilities(folder, model, capsys):
         assert sum(row["probabilities"].values()) == pytest.approx(1.0)
 
 
+# --- Several labels ------------------------------------------------------------------------------
+
+
+THREE = ("joy", "fear", "love")
+
+
+@pytest.fixture
+def several(make_model):
+    settings = {"initializer_range": 0.5, "problem_type": "multi_label_classification"}
+    return make_model("several", labels=THREE, **settings)
+
+
+def test_several_labels_equal_those_of_the_pipeline_of_transformers(several):
+    reference = pipeline("text-classification", model=str(several), device="cpu", top_k=None)
+    cut = {"truncation": True, "max_length": 64}
+    model = Classifier.from_pretrained(several)
+    assert model.multi_label
+    predictions = model.predict(LONG)
+    for text, prediction in zip(LONG, predictions, strict=True):
+        wanted = {row["label"]: row["score"] for row in reference(text, **cut)[0]}
+        assert prediction.probabilities == pytest.approx(wanted, abs=1e-5)
+        assert tuple(prediction.probabilities) == THREE
+        assert prediction.labels == tuple(label for label in THREE if wanted[label] > 0.5)
+        assert prediction.label == max(wanted, key=wanted.get)
+    assert len({prediction.labels for prediction in predictions}) > 1
+    assert sum(predictions[0].probabilities.values()) != pytest.approx(1.0)
+
+
+def test_one_label_is_all_the_labels(model):
+    assert not model.multi_label
+    assert all(answer.labels == (answer.label,) for answer in model.predict(TEXTS))
+
+
+def with_bias(folder, *logits):
+    """Let the head answer with nearly these logits to every text."""
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= 1e-6
+    weights["classifier.bias"] = torch.tensor(logits)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("logits", "line", "labels"),
+    [
+        ((2.0, -1.0, 0.5), "joy|love\t0.881|0.622\ta day\n", ["joy", "love"]),
+        ((-2.0, 1.0, -0.5), "fear\t0.731\ta day\n", ["fear"]),
+        ((-2.0, -1.0, -0.5), "-\t-\ta day\n", []),
+    ],
+)
+def test_several_labels_are_written(several, capsys, logits, line, labels):
+    folder = with_bias(several, *logits)
+    classify(folder, texts=["a day"])
+    assert capsys.readouterr().out == line
+    classify(folder, texts=["a day"], output="jsonl")
+    row = json.loads(capsys.readouterr().out)
+    assert row["labels"] == labels
+    assert row["label"] == THREE[max(range(3), key=logits.__getitem__)]
+    wanted = torch.tensor(logits).sigmoid().tolist()
+    assert list(row["probabilities"].values()) == pytest.approx(wanted, abs=1e-4)
+
+
 def test_impossible_inputs_are_refused_before_a_model_loads(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="texts or --file, not both"):
         classify("nowhere", texts=["a"], file=tmp_path / "x")

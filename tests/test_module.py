@@ -1,4 +1,5 @@
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -132,13 +133,13 @@ def test_the_teacher_stays_what_it_was_and_out_of_everything(make_module, csv_fi
     module = make_module()
     trainer = trainer_of(max_epochs=2)
     module.teacher.load(LABELS)
-    before = {k: v.clone() for k, v in module.teacher.model.state_dict().items()}
+    before = {k: v.clone() for k, v in module.teacher.teacher.model.state_dict().items()}
     trainer.fit(module, datamodule=data_of(csv_file))
-    after = module.teacher.model.state_dict()
+    after = module.teacher.teacher.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not module.teacher.model.training
-    assert all(weight.grad is None for weight in module.teacher.model.parameters())
+    assert not module.teacher.teacher.model.training
+    assert all(weight.grad is None for weight in module.teacher.teacher.model.parameters())
     assert all(name.startswith("student.") for name in module.state_dict())
     assert not [name for name, _ in module.named_modules() if "teacher.model" in name]
     optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
@@ -163,7 +164,7 @@ def by_hand(module, watcher):
     """Compute the loss of the first step again, from logits and formulas alone."""
     batch = watcher.batches[0]
     student = AutoModelForSequenceClassification.from_pretrained(module.student.path)
-    teacher = AutoModelForSequenceClassification.from_pretrained(module.teacher.model.path)
+    teacher = AutoModelForSequenceClassification.from_pretrained(module.teacher.teacher.model.path)
     with torch.no_grad():
         ours = student(**batch.views["student"]).logits
         theirs = teacher(**batch.views["teacher"]).logits
@@ -249,7 +250,8 @@ def test_a_teacher_of_another_vocabulary_reads_its_own_ids(
         wanted = other([texts[i] for i in batch.index.tolist()], padding=True)["input_ids"]
         assert batch.views["teacher"]["input_ids"].tolist() == wanted
         assert batch.views["student"]["input_ids"].tolist() != wanted
-    assert len(seen) > len(watcher.losses)
+    assert seen
+    assert watcher.losses
 
 
 def test_a_teacher_with_classes_in_another_order_is_aligned_by_name(
@@ -307,26 +309,22 @@ def test_validation_measures_student_teacher_and_their_agreement(make_module, cs
     assert again["val/agreement"] == pytest.approx(share(ours, theirs))
 
 
-def test_the_teacher_is_asked_once_per_evaluation_batch(make_module, csv_file, monkeypatch):
+def test_the_teacher_is_asked_once_about_each_text(make_module, csv_file, monkeypatch):
     asked = []
     answer = ModelTeacher.__call__
 
     def counted(self, batch, needs):
-        asked.append(tuple(batch.index.tolist()))
+        asked.extend(batch.content.tolist())
         return answer(self, batch, needs)
 
     monkeypatch.setattr(ModelTeacher, "__call__", counted)
     module, watcher = make_module(), Watcher()
     data = data_of(csv_file, validation_fraction=0.5, eval_batch_size=4)
     fit(module, data, watcher, max_epochs=3)
-    held_out = {row.index for row in data.rows["validation"]}
-    evaluated = [batch for batch in asked if set(batch) <= held_out]
     assert len(watcher.validations) == 3
-    assert sorted(evaluated) == sorted(set(evaluated))
-    assert sorted(index for batch in evaluated for index in batch) == sorted(held_out)
-    assert {v["val/teacher_accuracy"] for v in watcher.validations} == {
-        watcher.validations[0]["val/teacher_accuracy"]
-    }
+    splits = [data.encoded(role).views["teacher"] for role in ("train", "validation")]
+    texts = {tuple(one.ids[s:e]) for one in splits for s, e in pairwise(one.starts)}
+    assert len(asked) == len(texts) > 1
 
 
 def test_other_rows_are_asked_again(make_module, make_model, csv_file, tmp_path):
@@ -422,7 +420,7 @@ def test_a_resumed_run_sees_exactly_the_remaining_rows(make_module, csv_file, tm
     module = make_module()
     fit(module, data_of(csv_file), straight, SaveAt(file, step), max_epochs=2)
     assert len(straight.indices) == 8
-    again = make_module(student=module.student.path, teacher=module.teacher.model.path)
+    again = make_module(student=module.student.path, teacher=module.teacher.teacher.model.path)
     trainer = fit(again, data_of(csv_file), resumed, max_epochs=2, ckpt_path=file)
     assert resumed.indices == straight.indices[step:]
     assert resumed.losses == straight.losses[step:]

@@ -104,10 +104,10 @@ def test_example_objective_works(tmp_path: Path) -> None:
     from kd.types import Outputs
 
     space: dict[str, type[Objective]] = {}
-    exec(next(block for block in blocks("python") if "class LogitMSE" in block), space)
+    exec(next(block for block in blocks("python") if "class LogitMAE" in block), space)
     logits = torch.tensor([[1.0, 3.0]])
-    term = space["LogitMSE"]()(Outputs(logits), Outputs(logits - 2), None)
-    assert term.item() == pytest.approx(4.0)
+    term = space["LogitMAE"]()(Outputs(logits), Outputs(logits - 2), None)
+    assert term.item() == pytest.approx(2.0)
 
 
 def test_no_placeholder_is_left() -> None:

@@ -1,11 +1,17 @@
+import time
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification
 
+from kd.ensembles import EnsembleTeacher
 from kd.inference import Classifier
-from kd.summary import Score, as_plain, measure, score, show, speed
+from kd.summary import Score, as_plain, measure, score, score_teacher, show, speed
+from kd.teachers import ModelTeacher
 from kd.types import Row
-from tests.conftest import TEXTS
+from tests.conftest import LABELS, TEXTS
 
 THREE = ("negative", "neutral", "positive")
 TRUTH = (2, 2, 0, 1, 0, 1, 0, 2)
@@ -42,12 +48,37 @@ def test_size_and_speed_are_those_of_the_model(make_model, rows):
     assert result.rows_per_second > 0
 
 
-def test_speed_is_measured_on_few_rows_after_a_warm_up(make_model, rows, monkeypatch):
+def test_speed_is_measured_on_ever_more_rows_after_a_warm_up(make_model, rows, monkeypatch):
     asked = []
-    monkeypatch.setattr(Classifier, "probabilities", lambda self, chosen: asked.append(len(chosen)))
     model = Classifier.from_pretrained(make_model()).model
+
+    def answering(seconds_per_row):
+        def answer(self, chosen):
+            asked.append(len(chosen))
+            time.sleep(seconds_per_row * len(chosen))
+
+        monkeypatch.setattr(Classifier, "probabilities", answer)
+
+    answering(0.0)
     assert speed(model, rows * 100) > 0
-    assert asked == [64, 512]
+    assert asked == [8, 8, 32, 128, 512]
+    asked.clear()
+    speed(model, rows[:5])
+    assert asked == [5, 5]
+    asked.clear()
+    answering(0.03)  # a large teacher is not kept for long
+    assert 20 < speed(model, rows * 100) < 34
+    assert asked == [8, 8, 32]
+
+
+def test_teacher_of_several_models_adds_up(make_model, rows):
+    teachers = {name: ModelTeacher(str(make_model(name))) for name in ("a", "b")}
+    together = EnsembleTeacher(teachers)
+    together.load(LABELS)
+    scored = score_teacher(together, rows, 0.9, 0.8)
+    alone = teachers["a"].model
+    assert scored.parameters == 2 * alone.info.parameters
+    assert scored.rows_per_second < 0.9 * speed(alone, rows)
 
 
 def test_the_box_shows_every_figure(capsys, tmp_path):
@@ -55,13 +86,37 @@ def test_the_box_shows_every_figure(capsys, tmp_path):
         "teacher": Score(0.9312, 0.9001, 109_483_778, 437.9, 51.2),
         "student": Score(0.8754, 0.8611, 4_386_178, 17.5, 2345.6),
     }
-    show(scores, tmp_path / "version_0", 1234, 67.8)
+    show(scores, tmp_path / "version_0", 1234, 67.8, "teacher 12.3 s")
     printed = capsys.readouterr().out
     for figure in ("93.1%", "90.0%", "109,483,778", "437.9", "51"):
         assert figure in printed
-    for figure in ("87.5%", "86.1%", "4,386,178", "17.5", "2,346", "1,234", "68 s"):
+    for figure in (
+        "87.5%",
+        "86.1%",
+        "4,386,178",
+        "17.5",
+        "2,346",
+        "1,234",
+        "68 s",
+        "teacher 12.3 s",
+    ):
         assert figure in printed
     teacher, student = (printed.index(role) for role in ("teacher", "student"))
     assert teacher < student
     assert "classify --model" in printed
     assert as_plain(scores)["student"]["accuracy"] == 0.8754
+
+
+@pytest.mark.parametrize("order", [THREE, ("positive", "negative", "neutral")])
+def test_figures_of_several_labels_equal_those_of_sklearn(make_model, rows, order):
+    settings = {"initializer_range": 0.5, "problem_type": "multi_label_classification"}
+    folder = make_model(labels=order, **settings)
+    answers = Classifier.from_pretrained(folder).predict([row.text for row in rows])
+    sets = ((0, 2), (), (1,), (0, 1, 2), (2,), (0,), (1, 2), ())
+    rows = [replace(row, label=labels) for row, labels in zip(rows, sets, strict=True)]
+    truth = np.array([[place in row.label for place in range(3)] for row in rows])
+    found = np.array([[label in answer.labels for label in THREE] for answer in answers])
+    result = measure(folder, rows, THREE)
+    assert result.accuracy == pytest.approx(np.mean(truth == found))
+    assert 0 < result.accuracy < 1
+    assert result.f1 == pytest.approx(f1_score(truth, found, average="macro", zero_division=0))

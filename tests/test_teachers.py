@@ -7,7 +7,8 @@ from kd.errors import ModelError
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import LogitKD
-from kd.teachers import ModelTeacher, Teacher
+from kd.projections import PROJECTIONS
+from kd.teachers import ModelTeacher, Reference, Teacher
 from kd.types import Batch
 from kd.vocabulary import digest, train_wordpiece
 from tests.conftest import FAMILIES, LABELS, TEXTS
@@ -67,7 +68,7 @@ def test_teacher_that_is_not_loaded_is_refused(make_model, tokenizer):
     with pytest.raises(ModelError):
         teacher(batch_of(tokenizer), LOGITS)
     with pytest.raises(ModelError, match="not loaded yet"):
-        teacher.view(10)
+        teacher.views(10)
     with pytest.raises(ModelError, match="not loaded yet"):
         _ = teacher.info
 
@@ -85,7 +86,7 @@ def test_hidden_states_and_attentions_come_when_needed(make_model, tokenizer):
 
 
 def test_teacher_provides_what_a_model_can_answer():
-    assert ModelTeacher.provides == {"logits", "hidden_states", "attentions"}
+    assert ModelTeacher.provides == {"logits", "hidden_states", "attentions", *PROJECTIONS}
     assert Teacher.provides == frozenset()
 
 
@@ -121,12 +122,39 @@ def test_view_is_of_the_teachers_tokenizer_and_length(make_model, tokenizer):
     other = train_wordpiece(TEXTS[:4], 60)
     other.save_pretrained(folder)
     teacher = teacher_of(folder)
-    view = teacher.view(20)
+    views = teacher.views(20)
+    assert set(views) == {"teacher"}
+    view = views["teacher"]
     assert view.tokenizer is teacher.model.tokenizer
     assert view.max_length == 20
     assert view.vocabulary == teacher.info.vocabulary == digest(other) != digest(tokenizer)
-    assert teacher.view(1000).max_length == 64  # what the model reads at most
-    assert teacher_of(make_model("same")).view(20).key == (digest(tokenizer), 20)
+    assert teacher.views(1000)["teacher"].max_length == 64  # what the model reads at most
+    same = teacher_of(make_model("same")).views(20)["teacher"]
+    assert same.key == (digest(tokenizer), 20)
+
+
+def test_key_knows_what_decides_the_answers_and_nothing_else(make_model):
+    folder = make_model()
+    key = teacher_of(folder).key
+    assert teacher_of(folder).models[0].path == str(folder)
+    moved = folder.rename(folder.with_name("moved"))
+    assert teacher_of(moved).key == key  # where it lies decides nothing
+    turned = teacher_of(moved, LABELS[::-1]).key
+    other = teacher_of(make_model("other")).key  # other weights
+    train_wordpiece(TEXTS[:4], 60).save_pretrained(moved)
+    assert len({key, turned, other, teacher_of(moved).key}) == 4
+
+
+def test_lowered_answers_differ_a_little_and_the_weights_come_back(make_model, tokenizer):
+    teacher = teacher_of(make_model())
+    batch, before = batch_of(tokenizer), teacher.key
+    exact = teacher(batch, LOGITS).logits
+    with teacher.lowered():
+        quick = teacher(batch, LOGITS).logits
+    assert quick.dtype == torch.float32
+    assert 0 < (quick - exact).abs().max() < 0.05
+    assert teacher.key == before
+    assert torch.equal(teacher(batch, LOGITS).logits, exact)
 
 
 def test_teacher_follows_the_batch_to_its_device(make_model, tokenizer):
@@ -206,7 +234,7 @@ def test_teacher_without_model_type(make_model, tokenizer):
 def test_references_name_path_and_recipe():
     assert ModelTeacher("runs/teacher").references() == {"runs/teacher": None}
     teacher = ModelTeacher("runs/teacher", recipe="configs/teacher.yaml")
-    assert teacher.references() == {"runs/teacher": "configs/teacher.yaml"}
+    assert teacher.references() == {"runs/teacher": Reference("configs/teacher.yaml", ())}
     assert Teacher().references() == {}
 
 
@@ -220,16 +248,26 @@ def test_follow_reads_from_where_the_reference_leads(make_model):
     assert teacher.info.labels == LABELS
 
 
+def test_base_does_nothing_where_nothing_need_be_done():
+    teacher = Teacher()
+    teacher.follow({"a": "b"})
+    teacher.keep_in(None)
+    teacher.prepare([], LOGITS, torch.device("cpu"))
+    with teacher.lowered():
+        assert teacher.models == ()
+    assert teacher.wrapped(lambda given: [given]) == [teacher]
+
+
 def test_base_says_what_is_missing(tokenizer):
     class Silent(Teacher):
         pass
 
     teacher = Silent()
-    teacher.follow({"a": "b"})
     for use in (
         lambda: teacher.load(LABELS),
-        lambda: teacher.view(10),
+        lambda: teacher.views(10),
         lambda: teacher.info,
+        lambda: teacher.key,
         lambda: teacher(batch_of(tokenizer), LOGITS),
     ):
         with pytest.raises(TypeError, match="Silent does not implement"):

@@ -8,21 +8,30 @@ This room knows encoded rows, no model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kd.data.encode import Encoded
 from kd.types import UNLABELLED, Batch, Inputs, Row
 
-__all__ = ["EncodedRows", "EvaluationBatches", "TrainingBatches", "bucketed_order"]
+__all__ = [
+    "EncodedRows",
+    "EvaluationBatches",
+    "TrainingBatches",
+    "bucketed_order",
+    "budgeted_order",
+    "label_tensor",
+]
 
 # Batches sorted by length together: many save padding, few mix better. Where the label goes with
 # the length, a pool that spans a small data set makes batches of one class.
 _POOL = 50
-_POOLS = 8  # in an epoch, at least
+_POOLS = 4  # in an epoch, at least
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,12 @@ class EncodedRows:
     Args:
         rows: The canonical rows.
         views: Their encoding by view name; equal views are the same object.
+        classes: Number of classes, C, where a row may have several of them; null where not.
     """
 
     rows: Sequence[Row]
     views: Mapping[str, Encoded]
+    classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,18 +56,68 @@ class EncodedRows:
         """Tokens of each row as the student reads it, `[rows]`."""
         return self.views["student"].lengths
 
+    @cached_property
+    def content(self) -> NDArray[np.int64]:
+        """`Row.content` of each row, `[rows]`."""
+        return np.fromiter((row.content for row in self.rows), np.int64, len(self.rows))
+
+    def with_views(self, views: Mapping[str, Encoded]) -> EncodedRows:
+        """Return the same rows under other views; what is known of the rows is not found anew."""
+        other = replace(self, views=views)
+        vars(other).update(content=self.content, _columns=self._columns)
+        return other
+
     def batch(self, chosen: NDArray[np.int64]) -> Batch:
         """Return some rows as a batch, each view padded to its own longest row."""
         padded: dict[int, Inputs] = {}
         for encoded in self.views.values():
             if id(encoded) not in padded:
                 padded[id(encoded)] = encoded.pad(chosen)
-        rows = [self.rows[place] for place in chosen]
+        device = next(iter(self.views.values())).device
+        places = torch.from_numpy(chosen).to(device, non_blocking=True)
+        columns = {name: column[places] for name, column in self._columns.items()}
         return Batch(
             views={name: padded[id(encoded)] for name, encoded in self.views.items()},
-            labels=torch.tensor([UNLABELLED if row.label is None else row.label for row in rows]),
-            index=torch.tensor([row.index for row in rows]),
+            labels=columns["labels"],
+            index=columns["index"],
+            content=columns["content"],
+            weights=columns.get("weights"),
+            tokens=int(self.lengths[chosen].sum()),
         )
+
+    @cached_property
+    def _columns(self) -> dict[str, Tensor]:
+        """What a batch says of its rows beside their tokens, for the whole split."""
+        columns = {
+            "labels": label_tensor(self.rows, self.classes),
+            "index": torch.tensor([row.index for row in self.rows]),
+            "content": torch.from_numpy(self.content),
+        }
+        if any(row.weight != 1.0 for row in self.rows):
+            columns["weights"] = torch.tensor([row.weight for row in self.rows])
+        device = next(iter(self.views.values())).device
+        return {name: column.to(device) for name, column in columns.items()}
+
+
+def label_tensor(rows: Sequence[Row], classes: int | None = None) -> Tensor:
+    """Return the labels of rows; :data:`~kd.types.UNLABELLED` where a row has none.
+
+    Args:
+        rows: Canonical rows.
+        classes: Number of classes, C, where a row may have several of them; null where not.
+
+    Returns:
+        Class positions `[rows]`, or 1 for each class that a row has and else 0, `[rows, C]`.
+    """
+    if classes is None:
+        return torch.tensor([UNLABELLED if row.label is None else row.label for row in rows])
+    labels = np.zeros((len(rows), classes), dtype=np.int64)
+    for place, row in enumerate(rows):
+        if isinstance(row.label, tuple):
+            labels[place, list(row.label)] = 1
+        else:
+            labels[place] = UNLABELLED
+    return torch.from_numpy(labels)
 
 
 def bucketed_order(
@@ -64,7 +125,7 @@ def bucketed_order(
 ) -> list[NDArray[np.int64]]:
     """Cut a shuffled epoch into batches of like length.
 
-    Rows are shuffled; pools of at most 50 batches, and at most an eighth of the epoch, are sorted
+    Rows are shuffled; pools of at most 50 batches, and at most a quarter of the epoch, are sorted
     by length and cut; all batches are shuffled. Every row comes exactly once.
 
     Args:
@@ -87,11 +148,40 @@ def bucketed_order(
     return [batches[place] for place in random.permutation(len(batches))]
 
 
+def budgeted_order(
+    lengths: NDArray[np.int64], tokens: int, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
+    """Cut a shuffled epoch into batches of as many rows as fit a number of tokens.
+
+    Rows are sorted by length, those of one length shuffled, and cut: every epoch has the same
+    number of batches, of the same sizes. Every row comes exactly once.
+
+    Args:
+        lengths: Tokens of each row, `[rows]`.
+        tokens: Most tokens of a batch, padding included; a longer row has a batch of its own.
+        seed: Of the run.
+        epoch: Number of the epoch.
+
+    Returns:
+        Positions of the rows of each batch.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    cuts, first = [], 0
+    for place, length in enumerate(lengths[order].tolist()):
+        if (place + 1 - first) * length > tokens and place > first:
+            cuts.append(place)
+            first = place
+    batches = np.split(order, cuts) if len(order) else []
+    return [batches[place] for place in random.permutation(len(batches))]
+
+
 class TrainingBatches:
-    """Endless epochs of bucketed batches, one rank's share, resumable in the middle.
+    """Endless epochs of batches of like length, one rank's share, resumable in the middle.
 
     Every iteration is an epoch. A batch is ``batch_size`` rows over all ranks; rank r of n takes
-    every n-th row of it. A last batch with fewer rows than ranks is left out on all of them.
+    every n-th row of it. A batch with fewer rows than ranks is left out on all of them.
 
     Args:
         data: The encoded split.
@@ -100,6 +190,7 @@ class TrainingBatches:
         rank: This process.
         ranks: Number of processes.
         position: Epoch and number of batches already consumed in it.
+        tokens: Most tokens of a rank's batch, instead of ``batch_size`` rows.
     """
 
     def __init__(
@@ -110,6 +201,7 @@ class TrainingBatches:
         rank: int = 0,
         ranks: int = 1,
         position: tuple[int, int] = (0, 0),
+        tokens: int | None = None,
     ) -> None:
         self.data = data
         self.batch_size = batch_size
@@ -117,20 +209,27 @@ class TrainingBatches:
         self.rank = rank
         self.ranks = ranks
         self.position = position
+        self.tokens = tokens
         self._next = position
+        self._length = len(self._batches(0))  # the same in every epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.data), self.batch_size)
-        return full + (rest >= self.ranks)
+        return self._length
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        lengths = self.data.lengths
+        if self.tokens is None:
+            batches = bucketed_order(lengths, self.batch_size, self.seed, epoch)
+        else:
+            batches = budgeted_order(lengths, self.tokens * self.ranks, self.seed, epoch)
+        return [batch for batch in batches if len(batch) >= self.ranks]
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, consumed = self._next
         if consumed >= len(self):
             epoch, consumed = epoch + 1, 0
         self.position, self._next = (epoch, consumed), (epoch + 1, 0)
-        batches = bucketed_order(self.data.lengths, self.batch_size, self.seed, epoch)
-        whole = [batch for batch in batches if len(batch) >= self.ranks]
-        for batch in whole[consumed:]:
+        for batch in self._batches(epoch)[consumed:]:
             self.position = (epoch, self.position[1] + 1)
             yield self.data.batch(batch[self.rank :: self.ranks])
 

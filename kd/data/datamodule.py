@@ -12,22 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from lightning import LightningDataModule
 
 from kd.data.collate import EncodedRows, EvaluationBatches, TrainingBatches
-from kd.data.encode import Encoded, View, encode
-from kd.data.rows import (
-    Fields,
-    Table,
-    canonical_rows,
-    hide_labels,
-    leaking,
-    report_rows,
-    resolve_labels,
-    select_rows,
-    stratified_split,
-)
+from kd.data.encode import View, encode
+from kd.data.rows import Fields, Table, canonical_rows, report_rows, resolve_labels
 from kd.data.sources import Source, available_roles, read
+from kd.data.splits import hide_labels, leaking, select_rows, stratified_split
 from kd.errors import ConfigError, DataError
 from kd.types import Row
 
@@ -46,6 +38,11 @@ class TextDataModule(LightningDataModule):
         label_column: Column of the label; null if there is none.
         label_map: Class name by raw label, such as ``{"0": negative, "4": positive}``.
         label_names: Class names in order; null takes those of the source.
+        multi_label: Whether a row may have several labels: a list, or a text that is cut at
+            ``label_separator``. An empty list, or the separator alone, is a row of no class.
+        label_separator: Stands between the labels of a row in a text.
+        weight_column: Column of how much a row counts in training, 0 or more; null where all count
+            alike, as they do in validation.
         on_empty_label: Whether a row without a label is an error or an unlabelled row.
         on_bad_row: Whether a row that cannot be used is an error or left out.
         validation_fraction: Share of the training rows held out where there is no validation split.
@@ -53,7 +50,11 @@ class TextDataModule(LightningDataModule):
         labelled_rows: How many of them keep their label, a seeded choice; null is all.
         batch_size: Rows per optimizer step, over all ranks, before accumulation.
         eval_batch_size: Rows per batch of a rank outside training.
+        tokens_per_batch: Tokens per training batch of a rank, padding included, instead of
+            ``batch_size`` rows: fills a GPU evenly.
         max_length: Tokens after which a text is cut.
+        fold: Number of a fold and of all folds: train without the rows of this fold, whose texts'
+            digests say which rows they are. Out-of-fold teachers are trained like this.
         split_seed: Of the validation split and of the choices above; not of training.
 
     Raises:
@@ -68,6 +69,9 @@ class TextDataModule(LightningDataModule):
         label_column: str | None = "label",
         label_map: dict[str, str] | None = None,
         label_names: list[str] | None = None,
+        multi_label: bool = False,
+        label_separator: str = "|",
+        weight_column: str | None = None,
         on_empty_label: Literal["error", "unlabelled"] = "error",
         on_bad_row: Literal["error", "drop"] = "error",
         validation_fraction: float = 0.1,
@@ -75,21 +79,28 @@ class TextDataModule(LightningDataModule):
         labelled_rows: int | None = None,
         batch_size: int = 48,
         eval_batch_size: int = 128,
+        tokens_per_batch: int | None = None,
         max_length: int = 128,
+        fold: tuple[int, int] | None = None,
         split_seed: int = 0,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         sizes |= {"max_length": max_length - 2}  # the special tokens
+        sizes |= {} if tokens_per_batch is None else {"tokens_per_batch": tokens_per_batch}
         for name, size in sizes.items():
             if size < 1:
                 raise ConfigError(f"data.{name} is too small: nothing would be read.")
         if (train_rows is not None and train_rows < 1) or (labelled_rows or 0) < 0:
             raise ConfigError("data.train_rows must be positive, data.labelled_rows not negative.")
+        if fold is not None and not 0 <= fold[0] < fold[1]:
+            raise ConfigError(f"data.fold is {list(fold)}: give a number from 0 and that of all.")
         if not 0.0 < validation_fraction < 1.0:
             raise ConfigError(
                 f"data.validation_fraction is {validation_fraction}: give a share between 0 and 1."
             )
+        if not label_separator:
+            raise ConfigError("data.label_separator is empty: give the text between two labels.")
         self.source = source or Source()
         self.fields = Fields(
             text_column=text_column,
@@ -97,22 +108,28 @@ class TextDataModule(LightningDataModule):
             label_column=label_column,
             label_map=label_map,
             label_names=label_names,
+            multi_label=multi_label,
+            label_separator=label_separator,
+            weight_column=weight_column,
             on_empty_label=on_empty_label,
             on_bad_row=on_bad_row,
         )
+        self.multi_label = multi_label
         self.validation_fraction = validation_fraction
         self.train_rows = train_rows
         self.labelled_rows = labelled_rows
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.tokens_per_batch = tokens_per_batch
         self.max_length = max_length
+        self.fold = fold
         self.split_seed = split_seed
         self.labels: tuple[str, ...] = ()
         self.rows: dict[str, list[Row]] = {}
         self.notes: list[str] = []
         self._views: dict[str, View] = {}
         self._unlabelled = True
-        self._encoded: dict[tuple[str, tuple[str, int]], Encoded] = {}
+        self._encoded: dict[str, EncodedRows] = {}
         self._training: TrainingBatches | None = None
         self._position = (0, 0)
 
@@ -151,8 +168,9 @@ class TextDataModule(LightningDataModule):
             unlabelled: Whether any objective learns from rows without a label; else they are
                 left out of training.
         """
-        self._views = views
-        self._unlabelled = unlabelled
+        if (views, unlabelled) != (self._views, self._unlabelled):
+            self._encoded.clear()
+        self._views, self._unlabelled = views, unlabelled
 
     def summary(self) -> str:
         """Return how many rows there are, and what was found amiss, a line each."""
@@ -162,26 +180,46 @@ class TextDataModule(LightningDataModule):
         parts = [f"{len(train) - unlabelled} labelled"]
         parts += [f"{unlabelled} unlabelled{use}"] if unlabelled else []
         parts += [f"{len(self.rows['validation'])} validation rows"]
-        counts = f"data = {', '.join(parts)}; classes {', '.join(self.labels)}"
+        classes = "any of the classes" if self.multi_label else "classes"
+        counts = f"data = {', '.join(parts)}; {classes} {', '.join(self.labels)}"
         return "\n".join([counts, *(f"note: {note}" for note in self.notes)])
 
     def fingerprints(self) -> dict[str, str]:
         """Return a digest of the rows of each split that was read."""
         return {role: _digest(rows, self.labels) for role, rows in self.rows.items()}
 
+    def encoded(self, role: str) -> EncodedRows:
+        """Return a split as all views read it: what batches are cut from.
+
+        Args:
+            role: ``train``, ``validation``, ``test`` or ``predict``.
+
+        Returns:
+            The rows, on this rank's device; of training those that an objective learns from.
+        """
+        if role not in self._encoded:
+            rows = self.rows[role]
+            if role == "train" and not self._unlabelled:
+                rows = [row for row in rows if row.label is not None]
+            read = {view.key: view for view in self._views.values()}
+            once = {key: encode(rows, view).on(self._device) for key, view in read.items()}
+            views = {name: once[view.key] for name, view in self._views.items()}
+            self._encoded[role] = EncodedRows(
+                rows, views, len(self.labels) if self.multi_label else None
+            )
+        return self._encoded[role]
+
     def train_dataloader(self) -> TrainingBatches:
         """Return this rank's share of the training batches."""
-        rows = self.rows["train"]
-        if not self._unlabelled:
-            rows = [row for row in rows if row.label is not None]
-        if self.batch_size < self._ranks[1]:
+        data, (rank, ranks) = self.encoded("train"), self._ranks
+        if self.batch_size < ranks:
             raise ConfigError(
-                f"data.batch_size is {self.batch_size} for {self._ranks[1]} ranks: give each a row."
+                f"data.batch_size is {self.batch_size} for {ranks} ranks: give each a row."
             )
-        if len(rows) < self._ranks[1]:
+        if len(data) < ranks:
             raise DataError("No row is left to train on: no objective learns from unlabelled rows.")
         self._training = TrainingBatches(
-            self._encode("train", rows), self.batch_size, self._seed, *self._ranks, self._position
+            data, self.batch_size, self._seed, rank, ranks, self._position, self.tokens_per_batch
         )
         return self._training
 
@@ -213,18 +251,23 @@ class TextDataModule(LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    @property
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", "0"))  # set by Lightning's seed_everything
 
     def _read_training(self) -> None:
         table = read(self.source, "train")
         self.labels = resolve_labels(table, self.fields)
-        train = self._canonical(table)
+        train = self._canonical(table, self.fields)
         roles = available_roles(self.source)
         if "validation" in roles:
             validation = self._read_evaluated("validation")
         else:
             train, validation = stratified_split(train, self.validation_fraction, self.split_seed)
+            validation = [replace(row, weight=1.0) for row in validation]  # as one that was given
         if self.train_rows is not None:
             _check_count("train_rows", self.train_rows, len(train))
             train = select_rows(train, self.train_rows, self.split_seed)
@@ -233,9 +276,11 @@ class TextDataModule(LightningDataModule):
             _check_count("labelled_rows", self.labelled_rows, labelled)
             train = hide_labels(train, self.labelled_rows, self.split_seed)
         if "unlabelled" in roles:
-            more = self._canonical(read(self.source, "unlabelled"), labelled=False)
+            more = self._canonical(read(self.source, "unlabelled"), self.fields, labelled=False)
             first = 1 + max(row.index for row in train)
             train = train + [replace(row, index=first + row.index) for row in more]
+        if self.fold is not None:
+            train = [row for row in train if row.content % self.fold[1] != self.fold[0]]
         shared = leaking(train, validation)
         if shared:
             self.notes.append(f"{shared} validation texts are training texts too")
@@ -243,7 +288,8 @@ class TextDataModule(LightningDataModule):
 
     def _read_evaluated(self, role: str) -> list[Row]:
         table = read(self.source, role)
-        rows = self._canonical(table, labelled=role != "predict")
+        fields = replace(self.fields, weight_column=None)  # training alone is weighted
+        rows = self._canonical(table, fields, labelled=role != "predict")
         if role == "predict":
             return rows
         labelled = [row for row in rows if row.label is not None]
@@ -251,29 +297,19 @@ class TextDataModule(LightningDataModule):
             raise DataError(f"No row of {table.origin} has a label: nothing can be measured on it.")
         return labelled
 
-    def _canonical(self, table: Table, labelled: bool = True) -> list[Row]:
-        rows = canonical_rows(table, self.fields, self.labels, labelled=labelled)
-        report = report_rows(table, self.fields, rows)
+    def _canonical(self, table: Table, fields: Fields, labelled: bool = True) -> list[Row]:
+        rows = canonical_rows(table, fields, self.labels, labelled=labelled)
+        report = report_rows(table, fields, rows)
         for count, fate in ((report.dropped, "left out"), (report.repaired, "repaired")):
             if count:
                 self.notes.append(f"{count} rows of {table.origin} were {fate}")
         return rows
 
     def _evaluation(self, role: str) -> EvaluationBatches:
-        rows = self.rows[role]
-        rank, ranks = self._ranks
-        if len(rows) < ranks:
-            raise DataError(f"The {role} split has {len(rows)} rows for {ranks} ranks: use fewer.")
-        return EvaluationBatches(self._encode(role, rows), self.eval_batch_size, rank, ranks)
-
-    def _encode(self, role: str, rows: list[Row]) -> EncodedRows:
-        views = {}
-        for name, view in self._views.items():
-            key = (role, view.key)
-            if key not in self._encoded:
-                self._encoded[key] = encode(rows, view)
-            views[name] = self._encoded[key]
-        return EncodedRows(rows, views)
+        data, (rank, ranks) = self.encoded(role), self._ranks
+        if len(data) < ranks:
+            raise DataError(f"The {role} split has {len(data)} rows for {ranks} ranks: use fewer.")
+        return EvaluationBatches(data, self.eval_batch_size, rank, ranks)
 
 
 def _check_count(key: str, wanted: int, there: int) -> None:
@@ -284,5 +320,5 @@ def _check_count(key: str, wanted: int, there: int) -> None:
 def _digest(rows: Sequence[Row], labels: Sequence[str]) -> str:
     state = hashlib.sha256(repr(tuple(labels)).encode())
     for row in rows:
-        state.update(repr((row.text, row.pair, row.label)).encode())
+        state.update(repr((row.text, row.pair, row.label, row.weight)).encode())
     return state.hexdigest()[:16]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kd.types import Inputs, Row
 
@@ -56,39 +58,51 @@ class Encoded:
         types: Segment of each token (0 or 1) for sentence pairs, else null.
         starts: Where each row starts in ``ids``, and the end; `[rows + 1]`.
         padding: Id of the padding token.
+        device: Where batches are cut out: the ids of a whole split lie there ahead of use.
     """
 
     ids: NDArray[np.int32]
     types: NDArray[np.int8] | None
     starts: NDArray[np.int64]
     padding: int
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a constant
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row, `[rows]`."""
         return np.diff(self.starts)
 
-    def pad(self, rows: Sequence[int] | NDArray[np.int64]) -> Inputs:
+    def on(self, device: torch.device) -> Encoded:
+        """Return the same rows, their batches being cut out on a device."""
+        return replace(self, device=device)
+
+    def pad(self, rows: NDArray[np.int64]) -> Inputs:
         """Return some rows as tensors `[B, L]`, L being the longest of them."""
-        starts, ends = self.starts[rows], self.starts[np.asarray(rows) + 1]
-        lengths = ends - starts
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        inputs = {"input_ids": np.full(mask.shape, self.padding, dtype=np.int64)}
-        # the flat position of every token of every row, row by row, as `mask` lists its ones
-        places = np.concatenate([np.arange(s, e) for s, e in zip(starts, ends, strict=True)])
-        inputs["input_ids"][mask] = self.ids[places]
-        inputs["attention_mask"] = mask.astype(np.int64)
-        if self.types is not None:
-            inputs["token_type_ids"] = np.zeros(mask.shape, dtype=np.int64)
-            inputs["token_type_ids"][mask] = self.types[places]
-        return {name: torch.from_numpy(values) for name, values in inputs.items()}
+        lengths = self.lengths[rows]
+        bounds = torch.from_numpy(np.stack([self.starts[rows], lengths]))
+        starts, sizes = bounds.to(self.device, non_blocking=True)
+        steps = torch.arange(int(lengths.max()), device=self.device)
+        mask = steps < sizes[:, None]
+        # what lies beyond the end of a row is another row's, and masked
+        places = (starts[:, None] + steps).clamp_(max=len(self.ids) - 1)
+        inputs = {"input_ids": self._flat["ids"][places].long().masked_fill_(~mask, self.padding)}
+        inputs["attention_mask"] = mask.long()
+        if "types" in self._flat:
+            inputs["token_type_ids"] = self._flat["types"][places].long().masked_fill_(~mask, 0)
+        return inputs
+
+    @cached_property
+    def _flat(self) -> dict[str, Tensor]:
+        arrays = {"ids": self.ids, **({} if self.types is None else {"types": self.types})}
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
 
 def encode(rows: Sequence[Row], view: View) -> Encoded:
     """Tokenise rows for one view, truncated to its length, special tokens included."""
     paired = any(row.pair is not None for row in rows)
-    ids: list[NDArray[np.int32]] = []
-    types: list[NDArray[np.int8]] = []
+    ids: list[NDArray[np.int32]] = [np.zeros(0, dtype=np.int32)]
+    types: list[NDArray[np.int8]] = [np.zeros(0, dtype=np.int8)]
+    lengths = np.zeros(len(rows), dtype=np.int64)
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
         encoding = view.tokenizer(
@@ -100,13 +114,16 @@ def encode(rows: Sequence[Row], view: View) -> Encoded:
             return_token_type_ids=paired,
             verbose=False,
         )
-        ids.extend(np.array(row, dtype=np.int32) for row in encoding["input_ids"])
+        tokens = encoding["input_ids"]
+        lengths[start : start + len(tokens)] = [len(row) for row in tokens]
+        ids.append(np.fromiter(chain.from_iterable(tokens), dtype=np.int32))
         if paired:
-            types.extend(np.array(row, dtype=np.int8) for row in encoding["token_type_ids"])
+            segments = chain.from_iterable(encoding["token_type_ids"])
+            types.append(np.fromiter(segments, dtype=np.int8))
     starts = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in ids], out=starts[1:])
+    np.cumsum(lengths, out=starts[1:])
     return Encoded(
-        ids=np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
+        ids=np.concatenate(ids),
         types=np.concatenate(types) if paired else None,
         starts=starts,
         padding=int(view.tokenizer.pad_token_id or 0),

@@ -7,11 +7,11 @@ room reads no file, and knows neither tokens nor models.
 
 from __future__ import annotations
 
-import random
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kd.errors import ConfigError, DataError
@@ -25,13 +25,9 @@ __all__ = [
     "RowReport",
     "Table",
     "canonical_rows",
-    "hide_labels",
-    "leaking",
     "repaired",
     "report_rows",
     "resolve_labels",
-    "select_rows",
-    "stratified_split",
 ]
 
 _UNSAFE = re.compile("[\ud800-\udfff\x00]")
@@ -81,6 +77,10 @@ class Fields:
         label_map: Class name of each raw label, such as {"0": negative, "4": positive}.
         label_names: Class names in the order of the logits. Null takes the source's own names,
             else those of label_map, else the sorted labels of the training rows.
+        multi_label: Whether a row may have several labels: a list, or a text that is cut at
+            label_separator. An empty list, or the separator alone, is a row of no class.
+        label_separator: Stands between the labels of a row in a text.
+        weight_column: Column of how much a row counts; null where all count alike.
         on_empty_label: error, or unlabelled: the row is kept for objectives that need no label.
         on_bad_row: error, or drop: leave out rows whose text is missing, blank or no text.
     """
@@ -90,6 +90,9 @@ class Fields:
     label_column: str | None = "label"
     label_map: dict[str, str] | None = None
     label_names: list[str] | None = None
+    multi_label: bool = False
+    label_separator: str = "|"
+    weight_column: str | None = None
     on_empty_label: Literal["error", "unlabelled"] = "error"
     on_bad_row: Literal["error", "drop"] = "error"
 
@@ -138,8 +141,8 @@ def resolve_labels(train: Table, fields: Fields) -> tuple[str, ...]:
     elif mapped:
         names = list(mapped.values())
     else:
-        values = _column(train, fields.label_column, "label_column")
-        found = {_spelling(value) for value in values if not _is_empty(value)}
+        raw = [label for cell in _label_cells(train, fields) for label in _spelt(cell, fields)]
+        found = {_spelling(label) for label in raw if not _is_empty(label)}
         if len(found) > _MOST_CLASSES:
             raise DataError(
                 f"{train.origin}: column {fields.label_column!r} has {len(found):,} different "
@@ -170,6 +173,25 @@ def _column(table: Table, name: str | None, key: str) -> list[Any]:
     )
 
 
+def _label_cells(table: Table, fields: Fields) -> list[Any]:
+    """Return the label column, with lists in it only where a row may have several labels."""
+    cells = _column(table, fields.label_column, "label_column")
+    lists = [i for i, cell in enumerate(cells) if isinstance(cell, list)]
+    if lists and not fields.multi_label:
+        raise DataError(
+            f"{table.place(lists[0])}: the label is a list, {cells[lists[0]]!r:.60}"
+            f"{_others(lists)}: set data.multi_label=true if a row may have several labels."
+        )
+    return cells
+
+
+def _spelt(cell: Any, fields: Fields) -> list[Any]:
+    """Return the labels of a cell, each as it is spelt there."""
+    if fields.multi_label and isinstance(cell, str) and cell.strip():
+        return [label for label in cell.split(fields.label_separator) if label.strip()]
+    return cell if isinstance(cell, list) else [cell]
+
+
 def _is_empty(value: object) -> bool:
     """Tell whether a cell is empty: None, NaN or blank."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
@@ -197,7 +219,7 @@ def canonical_rows(
         At least one row, in the order of the table.
 
     Raises:
-        DataError: If a column is missing, a text or label is unusable, or no row is left.
+        DataError: If a column is missing, a text, label or weight is unusable, or no row is left.
     """
     texts, bad = _texts(table, fields, fields.text_column, "text_column")
     pairs: list[Any] = [None] * len(texts)
@@ -206,12 +228,16 @@ def canonical_rows(
         bad |= lacking
     if len(bad) == len(texts):
         raise DataError(f"{table.origin} has no usable row: none of {len(bad):,} has a text.")
-    classes: list[int | None] = [None] * len(texts)
+    classes: Sequence[int | tuple[int, ...] | None] = [None] * len(texts)
     if labelled and fields.label_column is not None:
         classes = _classes(table, fields, labels, bad)
+    weights = [1.0] * len(texts)
+    if fields.weight_column is not None:
+        weights = _weights(table, fields.weight_column, bad)
+    columns = zip(texts, classes, pairs, weights, strict=True)
     return [
-        Row(start + position, text, label, pair)
-        for position, (text, label, pair) in enumerate(zip(texts, classes, pairs, strict=True))
+        Row(start + position, text, label, pair, weight=weight)
+        for position, (text, label, pair, weight) in enumerate(columns)
         if position not in bad
     ]
 
@@ -263,29 +289,58 @@ def repaired(text: str) -> str:
     return units.decode("utf-16-le", "replace")
 
 
+def _weights(table: Table, name: str, skipped: Collection[int]) -> list[float]:
+    """Return how much each row counts."""
+    cells = _column(table, name, "weight_column")
+    weights = [_number(cell) for cell in cells]
+    bad = [i for i, weight in enumerate(weights) if not 0 <= weight < math.inf and i not in skipped]
+    if bad:
+        raise DataError(
+            f"{table.place(bad[0])}: the weight is {cells[bad[0]]!r:.60}{_others(bad)}: give a "
+            f"number, 0 or more, in column {name!r}."
+        )
+    return weights
+
+
+def _number(cell: Any) -> float:
+    """Return a cell as a number, NaN if it is none."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def _classes(
     table: Table, fields: Fields, labels: Sequence[str], skipped: Collection[int]
-) -> list[int | None]:
-    """Return the class of each row; null where the label is empty or the row is skipped."""
-    values = _column(table, fields.label_column, "label_column")
+) -> Sequence[int | tuple[int, ...] | None]:
+    """Return the class of each row, or its classes; null where empty or the row is skipped."""
+    values = _label_cells(table, fields)
     meanings = _meanings(table, fields, labels)
     kinds = [(type(value), str(value)) for value in values]
-    cells = dict(zip(kinds, values, strict=True))
-    known = {kind: _class_of(value, meanings) for kind, value in cells.items()}
+    cells = {kind: _spelt(v, fields) for kind, v in zip(kinds, values, strict=True)}
+    known = {kind: [_class_of(label, meanings) for label in raw] for kind, raw in cells.items()}
     found = [known[kind] for kind in kinds]
-    unknown = [i for i, label in enumerate(found) if label == _UNKNOWN and i not in skipped]
+    unknown = [i for i, classes in enumerate(found) if _UNKNOWN in classes and i not in skipped]
     if unknown:
+        first = unknown[0]
+        label = cells[kinds[first]][found[first].index(_UNKNOWN)]
         raise DataError(
-            f"{table.place(unknown[0])}: label {values[unknown[0]]!r:.60} is none of the classes "
+            f"{table.place(first)}: label {label!r:.60} is none of the classes "
             f"{', '.join(labels)}{_others(unknown)}: correct it, or translate it in data.label_map."
         )
-    empty = [i for i, label in enumerate(found) if label is None and i not in skipped]
+    empty = [i for i, classes in enumerate(found) if None in classes and i not in skipped]
     if empty and fields.on_empty_label == "error":
+        none = f" ({fields.label_separator} alone is a row of no class)" * fields.multi_label
         raise DataError(
-            f"{table.place(empty[0])}: the label is empty{_others(empty)}: fill it in, or set "
-            "data.on_empty_label=unlabelled."
+            f"{table.place(empty[0])}: the label is empty{_others(empty)}: fill it in{none}, or "
+            "set data.on_empty_label=unlabelled."
         )
-    return found
+    if not fields.multi_label:
+        return [classes[0] for classes in found]
+    return [
+        None if None in classes else tuple(sorted({c for c in classes if c is not None}))
+        for classes in found
+    ]
 
 
 def _class_of(value: object, meanings: Mapping[str, int | None]) -> int | None:
@@ -318,82 +373,3 @@ def _meanings(table: Table, fields: Fields, labels: Sequence[str]) -> dict[str, 
             name = mapped.get(name, mapped.get(str(i), name))
             meanings |= {str(i): position[name]} if name in position else {}
     return meanings
-
-
-def stratified_split(
-    rows: Sequence[Row], fraction: float, seed: int
-) -> tuple[list[Row], list[Row]]:
-    """Split off a validation set in which each class has its share.
-
-    Unlabelled rows and one row at least of every class stay in the training set. Both sets keep
-    the order of the rows.
-
-    Args:
-        rows: Labelled and perhaps unlabelled rows.
-        fraction: Share of the labelled rows to validate on, between 0 and 1.
-        seed: Decides which rows; equal seeds choose alike.
-
-    Returns:
-        Rows to train on, and rows to validate on.
-
-    Raises:
-        DataError: If no row would be left to validate on.
-    """
-    labelled = [i for i, row in enumerate(rows) if row.label is not None]
-    order = [labelled[i] for i in _stratified_order([rows[i] for i in labelled], seed)]
-    stays = set({rows[i].label: i for i in order}.values())
-    chosen = set([i for i in order if i not in stays][: max(0, round(fraction * len(order)))])
-    if not chosen:
-        raise DataError(
-            f"A validation fraction of {fraction} of {len(order):,} labelled rows is empty: name "
-            "validation data in data.source.validation, or take a larger fraction."
-        )
-    train = [row for i, row in enumerate(rows) if i not in chosen]
-    return train, [rows[i] for i in sorted(chosen)]
-
-
-def _stratified_order(rows: Sequence[Row], seed: int) -> list[int]:
-    """Order positions at random so that every beginning holds each class in proportion.
-
-    The j-th of n rows of a class stands at (j - 1/2) / n, whatever the number to be chosen: so a
-    small choice lies inside a large one.
-    """
-    draw = random.Random(seed).random  # Python promises this sequence, and not that of `shuffle`
-    shuffled = sorted(range(len(rows)), key=[draw() for _ in rows].__getitem__)
-    sizes = Counter(row.label for row in rows)
-    seen: Counter[int | None] = Counter()
-    place = [0.0] * len(rows)
-    for i in shuffled:
-        seen[rows[i].label] += 1
-        place[i] = (seen[rows[i].label] - 0.5) / sizes[rows[i].label]
-    return sorted(shuffled, key=place.__getitem__)
-
-
-def select_rows(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """Choose ``count`` rows, each class (and the unlabelled) in proportion, in their order.
-
-    Under one seed the choice of 5,000 lies inside the choice of 20,000. An impossible count is a
-    DataError.
-    """
-    if not 0 < count <= len(rows):
-        raise DataError(f"Cannot choose {count:,} rows of {len(rows):,}.")
-    return [rows[i] for i in sorted(_stratified_order(rows, seed)[:count])]
-
-
-def hide_labels(rows: Sequence[Row], keep: int, seed: int) -> list[Row]:
-    """Take the label from all but ``keep`` of the labelled rows, chosen as by :func:`select_rows`.
-
-    More labels than there are is a DataError.
-    """
-    labelled = [i for i, row in enumerate(rows) if row.label is not None]
-    if not 0 <= keep <= len(labelled):
-        raise DataError(f"Cannot keep {keep:,} labels: {len(labelled):,} rows have one.")
-    order = _stratified_order([rows[i] for i in labelled], seed)
-    hidden = {labelled[i] for i in order[keep:]}
-    return [replace(row, label=None) if i in hidden else row for i, row in enumerate(rows)]
-
-
-def leaking(train: Sequence[Row], validation: Sequence[Row]) -> int:
-    """Count the validation rows whose very text (and pair) is also trained on."""
-    known = {(row.text, row.pair) for row in train}
-    return sum((row.text, row.pair) in known for row in validation)

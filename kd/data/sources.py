@@ -370,8 +370,8 @@ def _arrow_table(table: pyarrow.Table, origin: str) -> Table:
     """Turn Arrow columns into Python values, and find the class names ``datasets`` noted there."""
     noted = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     features: dict[str, Any] = noted.get("info", {}).get("features", {})
-    classes = {name: kind for name, kind in features.items() if "names" in kind}
-    label_names = {name: tuple(kind["names"]) for name, kind in classes.items()}
+    kinds = {name: kind.get("feature", kind) for name, kind in features.items()}  # a list's items
+    label_names = {name: tuple(kind["names"]) for name, kind in kinds.items() if "names" in kind}
     columns = {name: table[name].to_pylist() for name in table.column_names}
     return _table(columns, origin, None, label_names)
 

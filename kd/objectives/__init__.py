@@ -1,7 +1,89 @@
 """The terms that a loss can be made of; each file is one kind of signal."""
 
+from kd.objectives.attention import (
+    AttentionKD,
+    MiniLMKD,
+    attention_kl,
+    attention_mse,
+    attention_scores,
+)
 from kd.objectives.base import Objective
-from kd.objectives.labels import HardLabel, masked_cross_entropy
-from kd.objectives.logits import LogitKD, softened_kl
+from kd.objectives.distributions import (
+    DecoupledKD,
+    DistKD,
+    decoupled_kl,
+    inter_class_distance,
+    intra_class_distance,
+)
+from kd.objectives.hidden import (
+    CosineKD,
+    EmbeddingKD,
+    HiddenKD,
+    PatientKD,
+    masked_cosine,
+    masked_mse,
+    patient_distance,
+)
+from kd.objectives.labels import HardLabel, masked_binary_cross_entropy, masked_cross_entropy
+from kd.objectives.layers import LayerMap
+from kd.objectives.logits import (
+    JensenShannonKD,
+    LogitKD,
+    LogitMSE,
+    ReverseKD,
+    logit_squared_error,
+    softened_jensen_shannon,
+    softened_kl,
+    softened_reverse_kl,
+)
+from kd.objectives.relation import (
+    ContrastiveKD,
+    RelationalKD,
+    SimilarityKD,
+    contrastive_loss,
+    relational_angle,
+    relational_distance,
+    similarity_distance,
+)
+from kd.objectives.schedules import Schedule
 
-__all__ = ["HardLabel", "LogitKD", "Objective", "masked_cross_entropy", "softened_kl"]
+__all__ = [
+    "AttentionKD",
+    "ContrastiveKD",
+    "CosineKD",
+    "DecoupledKD",
+    "DistKD",
+    "EmbeddingKD",
+    "HardLabel",
+    "HiddenKD",
+    "JensenShannonKD",
+    "LayerMap",
+    "LogitKD",
+    "LogitMSE",
+    "MiniLMKD",
+    "Objective",
+    "PatientKD",
+    "RelationalKD",
+    "ReverseKD",
+    "Schedule",
+    "SimilarityKD",
+    "attention_kl",
+    "attention_mse",
+    "attention_scores",
+    "contrastive_loss",
+    "decoupled_kl",
+    "inter_class_distance",
+    "intra_class_distance",
+    "logit_squared_error",
+    "masked_binary_cross_entropy",
+    "masked_cosine",
+    "masked_cross_entropy",
+    "masked_mse",
+    "patient_distance",
+    "relational_angle",
+    "relational_distance",
+    "similarity_distance",
+    "softened_jensen_shannon",
+    "softened_kl",
+    "softened_reverse_kl",
+]

@@ -12,9 +12,17 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from kd.errors import ConfigError
+from kd.objectives.schedules import Schedule
 from kd.types import Batch, ModelInfo, Outputs
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "weighted_mean"]
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of `[N]` values, weighted where there are weights `[N]`; zero if those are all zero."""
+    if weights is None:
+        return values.mean()
+    return (values * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
 class Objective(nn.Module):
@@ -24,21 +32,65 @@ class Objective(nn.Module):
     trained and saved in checkpoints, and never exported.
 
     Args:
-        weight: Multiplier in the total loss, absolute.
+        weight: Multiplier in the total loss, absolute; a schedule changes it during the run.
+        by_confidence: Whether a row counts as much as its teacher is sure of it: its largest
+            probability.
 
     Raises:
         ConfigError: If ``weight`` is negative or not finite.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    needs: frozenset[str] = frozenset({"logits"})
     uses_teacher: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = False
+    multi_label: bool
+    """Whether logits are read by a sigmoid each; set by `bind`."""
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float | Schedule = 1.0, by_confidence: bool = False) -> None:
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ConfigError(f"{type(self).__name__}.weight is {weight}: give 0 or more.")
-        self.weight = weight
+        self._schedules: dict[str, Schedule] = {}
+        self.weight = self.scheduled("weight", weight)
+        self.by_confidence = by_confidence
+        self.multi_label = False
+
+    def scheduled(self, name: str, value: float | Schedule, positive: bool = False) -> float:
+        """Take a setting that may be a schedule; return what the attribute ``name`` starts with.
+
+        Args:
+            name: Of the argument and of the attribute.
+            value: A number or a schedule.
+            positive: Whether 0 is refused too.
+
+        Returns:
+            The value at the first step.
+
+        Raises:
+            ConfigError: If it is, or ever becomes, negative, or 0 where that is refused.
+        """
+        lowest = value.lowest if isinstance(value, Schedule) else value
+        if not (lowest > 0 if positive else lowest >= 0) or not math.isfinite(lowest):
+            raise ConfigError(
+                f"{type(self).__name__}.{name} is {value}: "
+                + ("it must be positive." if positive else "give 0 or more.")
+            )
+        if isinstance(value, Schedule):
+            self._schedules[name] = value
+            return value.at(0.0)
+        return value
+
+    def advance(self, progress: float) -> None:
+        """Set the scheduled settings for a share of the run, from 0 to 1."""
+        for name, schedule in self._schedules.items():
+            setattr(self, name, schedule.at(progress))
+
+    def shown(self, name: str) -> str:
+        """Return a setting as the loss equation shows it: a number or its course."""
+        return str(self._schedules[name]) if name in self._schedules else f"{getattr(self, name):g}"
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether the term ever counts."""
+        return self.weight > 0 or "weight" in self._schedules
 
     def bind(self, student: ModelInfo, teacher: ModelInfo | None) -> None:
         """Look at the models once, before training; build what depends on their sizes.
@@ -50,6 +102,36 @@ class Objective(nn.Module):
         Raises:
             ConfigError: If the objective cannot work with these models.
         """
+        self.multi_label = student.multi_label
+
+    def teacher_needs(self) -> frozenset[str]:
+        """Return what the teacher is asked for, once bound: fields, or single layers of them.
+
+        A layer of a field is written ``hidden_states.4``; a cache keeps no more than is named.
+        """
+        return self.needs | {"logits"} if self.by_confidence else self.needs
+
+    def row_weights(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
+        """Return how much each row counts.
+
+        Where a row may have several labels, a teacher is as sure of it as it is, on average, that
+        a class is there, or that it is not.
+
+        Args:
+            teacher: Whose confidence counts, if it does.
+            batch: The rows, with the data's own weights.
+
+        Returns:
+            `[B]`; null where all count the same.
+        """
+        if not self.by_confidence or teacher is None:
+            return batch.weights
+        logits = teacher.logits.detach().float()
+        if self.multi_label:
+            sure = (logits.abs().sigmoid()).mean(dim=-1)
+        else:
+            sure = logits.softmax(dim=-1).amax(dim=-1)
+        return sure if batch.weights is None else sure * batch.weights
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the unweighted term, a scalar.
@@ -57,7 +139,7 @@ class Objective(nn.Module):
         Args:
             student: What the student answers, with the fields of ``needs``.
             teacher: What the teacher answers, if ``uses_teacher``.
-            batch: The rows, for labels.
+            batch: The rows, for labels and weights.
 
         Returns:
             The mean over what counts in the batch.

@@ -7,7 +7,14 @@ import torch
 from torch.nn import functional
 
 from kd.data import sample
-from kd.data.collate import EncodedRows, EvaluationBatches, TrainingBatches, bucketed_order
+from kd.data.collate import (
+    EncodedRows,
+    EvaluationBatches,
+    TrainingBatches,
+    bucketed_order,
+    budgeted_order,
+    label_tensor,
+)
 from kd.data.encode import Encoded, View, encode
 from kd.models import EncoderClassifier
 from kd.objectives import masked_cross_entropy
@@ -20,11 +27,11 @@ def skewed(count, seed=0):
     return np.clip(lengths, 2, 200).astype(np.int64)
 
 
-def data_of(lengths):
+def data_of(lengths, rows=None):
     starts = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.ones(starts[-1], dtype=np.int32)
     encoded = Encoded(ids=ids, types=None, starts=starts, padding=0)
-    rows = [Row(place, "a", label=place % 2) for place in range(len(lengths))]
+    rows = rows or [Row(place, "a", label=place % 2) for place in range(len(lengths))]
     return EncodedRows(rows, {"student": encoded})
 
 
@@ -271,3 +278,60 @@ def test_sorted_batches_train_worse_which_shows_that_losses_tell_a_bad_order():
     )
     assert ordered.mean() > random.mean() + margin(random, ordered), (random, ordered)
     assert ordered.mean() > bucketed.mean() + margin(bucketed, ordered), (bucketed, ordered)
+
+
+def test_budgeted_batches_hold_every_row_once_within_the_budget():
+    lengths = np.random.default_rng(0).integers(3, 60, size=500)
+    sizes = set()
+    for epoch in range(4):
+        batches = budgeted_order(lengths, 512, seed=1, epoch=epoch)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(500))
+        assert all(len(batch) * lengths[batch].max() <= 512 for batch in batches)
+        sizes.add(tuple(sorted(len(batch) for batch in batches)))
+    assert len(sizes) == 1, "every epoch has the same steps"
+    first = [budgeted_order(lengths, 512, 1, epoch)[0].tolist() for epoch in (0, 0, 1)]
+    assert first[0] == first[1] != first[2]
+
+
+def test_row_longer_than_the_budget_has_a_batch_of_its_own():
+    batches = budgeted_order(np.array([5, 40, 5, 5]), 10, seed=0, epoch=0)
+    assert sorted(map(len, batches)) == [1, 1, 2]
+
+
+def test_budgeted_training_resumes_in_the_middle():
+    data = data_of(np.random.default_rng(0).integers(3, 30, size=200))
+    settings = {"batch_size": 8, "seed": 3, "tokens": 100}
+    whole = TrainingBatches(data, **settings)
+    seen = [batch.index.tolist() for batch in whole]
+    assert len(seen) == len(whole)
+    rest = TrainingBatches(data, **settings, position=(0, 5))
+    assert [batch.index.tolist() for batch in rest] == seen[5:]
+    assert len(list(rest)) == len(whole)
+
+
+def test_equal_texts_have_equal_content_and_weights_ride_along():
+    rows = [Row(0, "a b", 0), Row(1, "a b", 1, weight=0.5), Row(2, "a", 0, pair="b")]
+    data = data_of([3, 3, 3], rows)
+    batch = data.batch(np.array([2, 1, 0]))
+    assert batch.content[1] == batch.content[2] != batch.content[0]
+    assert batch.weights.tolist() == [1.0, 0.5, 1.0]
+    assert data_of([3, 3]).batch(np.array([0])).weights is None
+
+
+def test_several_labels_become_one_for_each_class_of_a_row():
+    rows = [Row(0, "a", (0, 2)), Row(1, "a", ()), Row(2, "a"), Row(3, "a", (1,), weight=2.0)]
+    starts = np.array([0, 3, 6, 9, 12])
+    encoded = Encoded(ids=np.ones(12, np.int32), types=None, starts=starts, padding=0)
+    batch = EncodedRows(rows, {"student": encoded}, 3).batch(np.array([3, 0, 2, 1]))
+    none = [UNLABELLED] * 3
+    assert batch.labels.tolist() == [[0, 1, 0], [1, 0, 1], none, [0, 0, 0]]
+    assert batch.labels.dtype == torch.int64
+    assert batch.weights.tolist() == [2.0, 1.0, 1.0, 1.0]
+    assert len(batch) == 4
+
+
+def test_labels_of_any_rows_as_a_tensor():
+    rows = [Row(0, "a", 2), Row(1, "a"), Row(2, "a", 0)]
+    assert label_tensor(rows).tolist() == [2, UNLABELLED, 0]
+    assert label_tensor(rows[1:2], 2).tolist() == [[UNLABELLED] * 2]
+    assert label_tensor([], 3).shape == (0, 3)

@@ -2,6 +2,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from kd.data.datamodule import TextDataModule
 from kd.data.encode import View
@@ -244,6 +245,7 @@ def test_no_row_is_left_when_none_has_a_label_and_nothing_else_learns(connected)
         ({"validation_fraction": float("nan")}, r"data\.validation_fraction"),
         ({"train_rows": 0}, r"data\.train_rows"),
         ({"labelled_rows": -1}, r"data\.labelled_rows"),
+        ({"label_separator": ""}, r"data\.label_separator"),
     ],
 )
 def test_odd_numbers_are_refused_at_construction(options, named):
@@ -273,7 +275,8 @@ def test_fingerprints_tell_a_changed_row(csv_file):
 
 
 def as_rank(data, rank, ranks):
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)
+    here = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, strategy=here)
     return data
 
 
@@ -327,3 +330,80 @@ def test_what_is_amiss_is_noted(tmp_path):
     data = TextDataModule(source=source)
     data.read("fit")
     assert data.notes == []
+
+
+# --- Several labels, and weights -----------------------------------------------------------------
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Forty rows: joy, fear, both, or none of them."""
+    sets = ("joy", "fear", "fear|joy", "|")
+    rows = [(f"{TEXTS[n % 8]} {n}".replace(",", ""), sets[n % 4], str(n % 3)) for n in range(40)]
+    return write_csv(tmp_path / "several.csv", rows, "text,label,importance")
+
+
+def test_rows_of_several_labels_reach_the_batches(connected, several, tmp_path):
+    predict = write_csv(tmp_path / "p.csv", [("one",), ("two",)], header="text")
+    source = Source(train=several, predict=predict)
+    data = connected(source=source, multi_label=True, batch_size=8, validation_fraction=0.2)
+    assert data.labels == ("fear", "joy")
+    assert data.multi_label
+    train, validation = list(data.train_dataloader()), list(data.val_dataloader())
+    assert [batch.labels.shape for batch in train] == [(8, 2)] * 4
+    for batches, rows in ((train, 32), (validation, 8)):
+        found = labels_of(batches)
+        assert len(found) == rows
+        assert found.count([0, 0]) == found.count([0, 1]) == rows // 4
+        assert found.count([1, 0]) + found.count([1, 1]) == rows // 2
+    assert "any of the classes fear, joy" in data.summary()
+    data.setup("predict")
+    assert labels_of(data.predict_dataloader()) == [[UNLABELLED] * 2] * 2
+
+
+def test_unlabelled_rows_stand_beside_rows_of_no_class(connected, several):
+    data = connected(source=Source(train=several), multi_label=True, labelled_rows=12)
+    found = labels_of(data.train_dataloader())
+    assert found.count([UNLABELLED] * 2) == 24
+    assert found.count([0, 0]) == 3
+    assert len(found) == 36
+
+
+def test_lists_are_refused_where_a_row_has_one_label(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["x", "y"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: .*data\.multi_label=true"):
+        TextDataModule(Source(train=str(path))).read("fit")
+
+
+def test_weights_are_read_where_rows_are_trained_on(connected, several, tmp_path):
+    held_out = write_csv(tmp_path / "v.csv", [("a film", "joy"), ("a day", "fear")])
+    source = Source(train=several, validation=held_out)
+    data = connected(source=source, multi_label=True, weight_column="importance")
+    for batch in data.train_dataloader():
+        assert batch.weights.tolist() == [float(index % 3) for index in batch.index.tolist()]
+    assert all(batch.weights is None for batch in data.val_dataloader())
+    data = connected(source=Source(train=several), multi_label=True, weight_column="importance")
+    assert all(batch.weights is None for batch in data.val_dataloader())
+    more = write_csv(tmp_path / "more.csv", [("a film",)], header="text")
+    source = Source(train=several, validation=held_out, unlabelled=more)
+    with pytest.raises(DataError, match=r"more\.csv has no column 'importance'"):
+        connected(source=source, multi_label=True, weight_column="importance")
+
+
+def test_a_bad_weight_is_named_with_file_and_line(tmp_path):
+    rows = [("a", "x", "1"), ("b", "y", "-2")]
+    path = write_csv(tmp_path / "rows.csv", rows, "text,label,w")
+    with pytest.raises(DataError, match=r"rows\.csv, line 3: the weight is '-2'"):
+        TextDataModule(Source(train=path), weight_column="w").read("fit")
+
+
+def test_fingerprints_tell_a_changed_weight(several):
+    def prints(**options):
+        data = TextDataModule(Source(train=several), multi_label=True, **options)
+        data.read("fit")
+        return data.fingerprints()
+
+    assert prints() == prints()
+    assert prints(weight_column="importance") != prints()

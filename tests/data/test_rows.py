@@ -1,8 +1,7 @@
-"""Rows: what becomes a text and a label, what is refused, and choices that repeat."""
+"""Rows: what becomes a text, labels and a weight, and what is refused."""
 
 import math
 import time
-from collections import Counter
 from pathlib import Path
 
 import pandas
@@ -15,12 +14,8 @@ from kd.data.rows import (
     RowReport,
     Table,
     canonical_rows,
-    hide_labels,
-    leaking,
     report_rows,
     resolve_labels,
-    select_rows,
-    stratified_split,
 )
 from kd.data.sources import Source, read
 from kd.errors import ConfigError, DataError
@@ -172,7 +167,7 @@ def test_a_class_of_the_source_that_is_not_wanted_is_refused():
     assert "label 0 " in refusal(table(label=[1, 2, 0], label_names=own), OWN["label"])
 
 
-@pytest.mark.parametrize("value", [-1, -100, 7, "7", "neutral", 0.5, 2.0, "nan", [1], b"0"])
+@pytest.mark.parametrize("value", [-1, -100, 7, "7", "neutral", 0.5, 2.0, "nan", (1,), b"0"])
 def test_unknown_labels_are_refused(value):
     text = refusal(table(label=[0, value, value]))
     assert "tweets.csv, line 3" in text
@@ -210,6 +205,132 @@ def test_labels_can_be_left_unread():
     assert [row.label for row in rows] == [None] * 3
     assert canonical_rows(table(), Fields(label_column=None), LABELS) == rows
     assert canonical_rows(table(), Fields(), LABELS, labelled=False) == rows
+
+
+# Several labels
+
+
+def several(values, labels=("a", "b", "c"), label_names=None, **fields):
+    return classes(values, labels, label_names, multi_label=True, **fields)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (["c", "a"], (0, 2)),
+        ([2, 0.0, "B"], (0, 1, 2)),
+        (["b", " B ", 1, "1"], (1,)),
+        ([], ()),
+        (" c | a ", (0, 2)),
+        ("c||a|", (0, 2)),
+        ("b", (1,)),
+        (2, (2,)),
+        ("|", ()),
+        (" | ", ()),
+    ],
+)
+def test_spellings_of_several_labels(cell, expected):
+    assert several([cell, ["a"]]) == [expected, (0,)]
+
+
+def test_a_map_translates_each_label():
+    label_map = {"0": "a", "joy": "b", "delight": "b"}
+    assert several([[0, "joy"], "delight|joy|c"], label_map=label_map) == [(0, 1), (1, 2)]
+
+
+def test_a_list_of_the_positions_of_a_source_is_aligned_by_name():
+    own = {"label": ("no", "yes", "maybe")}
+    assert several([[0, 1], [2]], ("yes", "no", "maybe"), own) == [(0, 1), (2,)]
+    assert several([[0], [2, 1]], ("yes", "maybe", "no"), own) == [(2,), (0, 1)]
+    assert several([[-1]], own["label"], own, on_empty_label="unlabelled") == [None]
+
+
+def test_the_separator_can_be_another():
+    assert several(["a,c", "b", ","], label_separator=",") == [(0, 2), (1,), ()]
+    assert several(["a|b :: c"], ("a|b", "c"), label_separator="::") == [(0, 1)]
+
+
+@pytest.mark.parametrize("value", [None, math.nan, "", "  ", [None], ["a", " "]])
+def test_rows_whose_labels_are_missing_have_not_none_of_the_classes(value):
+    text = refusal(table(label=[["a"], [], value]), ("a", "b"), multi_label=True)
+    assert "tweets.csv, line 4: the label is empty" in text
+    assert "| alone is a row of no class" in text
+    assert "data.on_empty_label=unlabelled" in text
+    assert several([value, []], on_empty_label="unlabelled") == [None, ()]
+
+
+@pytest.mark.parametrize("value", [["a", "d"], "a|d", ["d", "e", "a"], "d"])
+def test_an_unknown_label_among_known_ones_is_named(value):
+    text = refusal(table(label=[["a"], value, value]), ("a", "b"), multi_label=True)
+    assert "tweets.csv, line 3: label 'd' is none of the classes a, b" in text
+    assert "1 more row" in text
+    assert "data.label_map" in text
+
+
+def test_names_are_found_in_every_list():
+    assert names([["b", " a "], [], None, "c|b"], multi_label=True) == ("a", "b", "c")
+    assert names([[10], [9, 1.0]], multi_label=True) == ("1", "9", "10")
+    assert names([[1], [0]], OWN, multi_label=True) == ("no", "yes")
+    with pytest.raises(DataError, match="one class only"):
+        names([["a"], [], "a|a"], multi_label=True)
+
+
+def test_a_list_where_a_row_has_one_label_names_the_key():
+    words = r"tweets.csv, line 3: the label is a list, \['a', 'b'\].*1 more row.*data.multi_label"
+    values = ["a", ["a", "b"], ["b"]]
+    with pytest.raises(DataError, match=words):
+        names(values)
+    with pytest.raises(DataError, match=words):
+        canonical_rows(table(label=values), Fields(), ("a", "b"))
+    assert names(["a|b", "c"]) == ("a|b", "c")
+
+
+def test_files_of_every_kind_can_hold_several_labels(tmp_path):
+    cells = [["joy", "love"], [], ["love"], ["fear", "joy"], ["fear"]]
+    texts = [f"text {i}" for i in range(len(cells))]
+    frame = pandas.DataFrame({"text": texts, "label": cells})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    frame["label"] = ["|".join(cell) or "|" for cell in cells]
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    fields = Fields(multi_label=True)
+    for kind in ("parquet", "jsonl", "csv"):
+        raw = read(Source(train=str(tmp_path / f"rows.{kind}")), "train")
+        labels = resolve_labels(raw, fields)
+        assert labels == ("fear", "joy", "love")
+        found = [row.label for row in canonical_rows(raw, fields, labels)]
+        assert found == [(1, 2), (), (2,), (0, 1), (0,)]
+
+
+# Weights
+
+
+def test_weights_are_numbers_in_any_spelling():
+    raw = table("abcdef", label=[0] * 6, w=[0, 1, 2.5, " 3 ", "1e-2", "0.0"])
+    rows = canonical_rows(raw, Fields(weight_column="w"), LABELS)
+    assert [row.weight for row in rows] == [0.0, 1.0, 2.5, 3.0, 0.01, 0.0]
+    assert {row.weight for row in canonical_rows(raw, Fields(), LABELS)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    "value", [-1, "-0.5", math.nan, math.inf, "inf", None, "", "much", [1.0], 10**400]
+)
+def test_other_weights_are_refused_with_their_line(value):
+    text = refusal(table(label=[0, 1, 0], w=[1, value, value]), weight_column="w")
+    assert f"tweets.csv, line 3: the weight is {value!r:.60} (and so do 1 more rows)" in text
+    assert "0 or more, in column 'w'" in text
+
+
+def test_the_weight_of_a_dropped_row_does_not_matter():
+    raw = table(["a", "", "c"], label=[0, 1, 1], w=[1, "much", 2])
+    rows = canonical_rows(raw, Fields(weight_column="w", on_bad_row="drop"), LABELS)
+    assert rows == [Row(0, "a", 0), Row(2, "c", 1, weight=2.0)]
+
+
+def test_a_missing_weight_column_is_named():
+    assert "no column 'w': set data.weight_column" in refusal(
+        table(label=[0, 1, 0]), weight_column="w"
+    )
 
 
 # Texts
@@ -308,6 +429,19 @@ def test_any_label_is_a_class_or_a_data_error(values):
     assert all(row.label is None or 0 <= row.label < len(labels) for row in rows)
 
 
+@given(st.lists(ANY_CELL | st.lists(ANY_CELL, max_size=3), min_size=1, max_size=5))
+def test_any_cell_of_labels_is_rising_classes_or_a_data_error(values):
+    raw = table(["x"] * len(values), label=values)
+    fields = Fields(multi_label=True, on_empty_label="unlabelled")
+    try:
+        labels = resolve_labels(raw, fields)
+    except DataError:
+        return
+    for row in canonical_rows(raw, fields, labels):
+        assert row.label is None or list(row.label) == sorted(set(row.label))
+        assert set(row.label or ()) <= set(range(len(labels)))
+
+
 @given(ANY_TEXT)
 def test_repair_changes_nothing_else(text):
     rows = canonical_rows(table([text + "."]), Fields(), LABELS, labelled=False)
@@ -315,95 +449,6 @@ def test_repair_changes_nothing_else(text):
     assert rows[0].text == joined.decode("utf-16", "replace")
     if not any("\ud800" <= letter <= "\udfff" for letter in text):
         assert rows[0].text == text.replace("\0", "") + "."
-
-
-# Choices
-
-
-def rows_of(*sizes):
-    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
-    return [Row(i, f"text {i}", label) for i, label in enumerate(labels)]
-
-
-def counts(rows):
-    return Counter(row.label for row in rows)
-
-
-def indices(rows):
-    return [row.index for row in rows]
-
-
-def test_split_is_stratified_and_complete():
-    rows = rows_of(70, 20, 10)
-    train, validation = stratified_split(rows, 0.2, seed=1)
-    assert counts(validation) == {0: 14, 1: 4, 2: 2}
-    assert sorted(indices(train) + indices(validation)) == indices(rows)
-    assert indices(train) == sorted(indices(train))
-    assert indices(validation) == sorted(indices(validation))
-    assert (train, validation) == stratified_split(rows, 0.2, seed=1)
-    assert indices(validation) != indices(stratified_split(rows, 0.2, seed=2)[1])
-
-
-def test_split_spares_single_and_unlabelled_rows():
-    rows = [*rows_of(20, 1), *(Row(100 + i, "x") for i in range(50))]
-    train, validation = stratified_split(rows, 0.95, seed=0)
-    assert counts(validation) == {0: 19}
-    assert counts(train) == {0: 1, 1: 1, None: 50}
-
-
-@pytest.mark.parametrize(("rows", "fraction"), [(rows_of(1, 1), 0.5), (rows_of(3, 3), 0.01)])
-def test_an_empty_validation_set_is_refused(rows, fraction):
-    with pytest.raises(DataError, match=r"empty.*data.source.validation"):
-        stratified_split(rows, fraction, seed=0)
-
-
-@given(st.lists(st.sampled_from([None, 0, 1, 2]), min_size=2, max_size=40), st.data())
-def test_choices_are_nested_stratified_and_ordered(labels, data):
-    rows = [Row(i, "x", label) for i, label in enumerate(labels)]
-    large = data.draw(st.integers(1, len(rows)))
-    small = data.draw(st.integers(1, large))
-    chosen = select_rows(rows, large, seed=3)
-    assert len(chosen) == large
-    assert indices(chosen) == sorted(indices(chosen))
-    assert set(indices(select_rows(rows, small, seed=3))) <= set(indices(chosen))
-    for label, size in counts(rows).items():
-        share = size * large / len(rows)
-        assert abs(counts(chosen)[label] - share) < len(counts(rows))
-
-
-def test_choices_depend_on_the_seed_alone():
-    rows = rows_of(50, 50)
-    assert select_rows(rows, 10, seed=0) == select_rows(rows, 10, seed=0)
-    assert select_rows(rows, 10, seed=0) != select_rows(rows, 10, seed=1)
-    assert counts(select_rows(rows, 10, seed=0)) == {0: 5, 1: 5}
-
-
-@pytest.mark.parametrize("count", [0, -1, 5])
-def test_impossible_choices_are_refused(count):
-    with pytest.raises(DataError, match=rf"Cannot choose {count} rows of 4"):
-        select_rows(rows_of(2, 2), count, seed=0)
-
-
-def test_hidden_labels_are_nested_and_nothing_else_changes():
-    rows = [*rows_of(30, 10), Row(99, "x")]
-    few, many = hide_labels(rows, 8, seed=5), hide_labels(rows, 20, seed=5)
-    assert counts(few) == {0: 6, 1: 2, None: 33}
-    assert [(row.index, row.text) for row in few] == [(row.index, row.text) for row in rows]
-    kept = [row for row in few if row.label is not None]
-    assert set(indices(kept)) <= {row.index for row in many if row.label is not None}
-    assert kept == select_rows(rows[:-1], 8, seed=5)
-    assert hide_labels(rows, 40, seed=5) == rows
-    assert counts(hide_labels(rows, 0, seed=5)) == {None: 41}
-    for keep in (41, -1):
-        with pytest.raises(DataError, match="40 rows have one"):
-            hide_labels(rows, keep, seed=5)
-
-
-def test_leaking_counts_validation_texts():
-    train = [Row(0, "a"), Row(1, "b", pair="x")]
-    validation = [Row(0, "a"), Row(1, "a", 1), Row(2, "b"), Row(3, "b", pair="x"), Row(4, "A")]
-    assert leaking(train, validation) == 3
-    assert leaking(train, []) == 0
 
 
 # Size

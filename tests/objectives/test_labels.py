@@ -7,11 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd.errors import ConfigError
-from kd.objectives import HardLabel, masked_cross_entropy
+from kd.objectives.labels import (
+    HardLabel,
+    masked_binary_cross_entropy,
+    masked_cross_entropy,
+    order_class_weights,
+)
 from kd.types import UNLABELLED, Batch, ModelInfo, Outputs
 
 CLASSES = ("negative", "neutral", "positive")
 INFO = ModelInfo(CLASSES, 1, 1, 1, 1, "digest")
+SEVERAL = ModelInfo(CLASSES, 1, 1, 1, 1, "digest", multi_label=True)
+WEIGHTS = torch.tensor([0.0, 1.0, 2.0, 0.5, 3.0])
+PRESENT = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [UNLABELLED] * 3, [0, 1, 0]])
 
 
 def numpy_cross_entropy(logits, labels, weights=None, smoothing=0.0):
@@ -200,3 +208,148 @@ def test_teacher_is_not_asked():
 )
 def test_description_shows_the_settings(settings, text):
     assert HardLabel(**settings).describe() == text
+
+
+def test_rows_count_by_their_weight():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, UNLABELLED, 2, 0])
+    rows = [masked_cross_entropy(logits[[i]], labels[[i]]).item() for i in range(5)]
+    value = masked_cross_entropy(logits, labels, row_weights=WEIGHTS).item()
+    assert value == pytest.approx((rows[1] + 0.5 * rows[3] + 3 * rows[4]) / 4.5, rel=1e-5)
+    kept = [1, 3, 4]
+    without = masked_cross_entropy(logits[kept], labels[kept], row_weights=WEIGHTS[kept])
+    assert value == pytest.approx(without.item())
+    same = masked_cross_entropy(logits, labels, row_weights=torch.full((5,), 0.25))
+    assert same.item() == pytest.approx(masked_cross_entropy(logits, labels).item())
+
+
+def test_row_weights_and_class_weights_multiply():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, UNLABELLED, 2, 0])
+    classes = torch.tensor([0.5, 2.0, 0.0])
+    value = masked_cross_entropy(logits, labels, classes, row_weights=WEIGHTS).item()
+    rows = [masked_cross_entropy(logits[[i]], labels[[i]]).item() for i in range(5)]
+    # the first row has no weight, the third no label, the fourth a class without weight
+    expected = (1 * 2.0 * rows[1] + 3 * 0.5 * rows[4]) / (1 * 2.0 + 3 * 0.5)
+    assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_whole_row_weight_is_as_many_rows():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, UNLABELLED, 2, 0])
+    copies, classes = torch.tensor([1, 3, 2, 1, 2]), torch.tensor([0.5, 2.0, 1.0])
+    for loss, targets in ((masked_cross_entropy, labels), (masked_binary_cross_entropy, PRESENT)):
+        repeated = [x.repeat_interleave(copies, 0) for x in (logits, targets)]
+        expected = loss(*repeated, classes, 0.1).item()
+        value = loss(logits, targets, classes, 0.1, copies.float()).item()
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [masked_cross_entropy, masked_binary_cross_entropy])
+def test_rows_without_any_weight_are_zero_with_a_gradient_of_zero(loss):
+    logits = torch.randn(5, 3, requires_grad=True)
+    labels = PRESENT if loss is masked_binary_cross_entropy else torch.zeros(5, dtype=torch.long)
+    value = loss(logits, labels, row_weights=torch.zeros(5))
+    assert value.item() == 0.0
+    value.backward()
+    assert not logits.grad.any()
+
+
+def test_term_takes_the_weights_of_the_batch():
+    logits = torch.randn(5, 3)
+    for info, labels, loss in (
+        (INFO, torch.tensor([0, 1, 2, 2, 0]), masked_cross_entropy),
+        (SEVERAL, PRESENT, masked_binary_cross_entropy),
+    ):
+        term = HardLabel(label_smoothing=0.1, class_weights={"neutral": 3.0})
+        term.bind(info, None)
+        value = term(Outputs(logits), None, Batch({}, labels, torch.arange(5), weights=WEIGHTS))
+        expected = loss(logits, labels, torch.tensor([1.0, 3.0, 1.0]), 0.1, WEIGHTS)
+        assert torch.equal(value, expected)
+        assert value.item() != pytest.approx(loss(logits, labels).item(), rel=1e-3)
+
+
+def test_binary_hand_computed():
+    # probabilities 3/4 and 1/5; the first class is there, the second is not
+    logits = torch.tensor([[math.log(3.0), math.log(0.25)]])
+    labels = torch.tensor([[1, 0]])
+    expected = (math.log(4 / 3) + math.log(5 / 4)) / 2
+    assert masked_binary_cross_entropy(logits, labels).item() == pytest.approx(expected)
+    # a weight is that of a class that is there
+    weighted = masked_binary_cross_entropy(logits, labels, torch.tensor([3.0, 7.0])).item()
+    assert weighted == pytest.approx((3 * math.log(4 / 3) + math.log(5 / 4)) / 2)
+    # smoothed targets 0.9 and 0.1
+    first = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
+    second = 0.9 * math.log(5 / 4) + 0.1 * math.log(5)
+    smoothed = masked_binary_cross_entropy(logits, labels, label_smoothing=0.2).item()
+    assert smoothed == pytest.approx((first + second) / 2)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 6),
+    classes=st.integers(1, 5),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_binary_agrees_with_the_definition(seed, rows, classes, smoothing):
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(rows, classes)) * 3
+    labels = random.integers(0, 2, size=(rows, classes))
+    labels[1:][random.random(rows - 1) < 0.4] = UNLABELLED  # one at least stays
+    weights, row_weights = random.uniform(0.1, 3.0, classes), random.uniform(0.1, 3.0, rows)
+    total = shares = 0.0
+    for row, present, share in zip(logits, labels, row_weights, strict=True):
+        if present[0] == UNLABELLED:
+            continue
+        target = present * (1 - smoothing) + smoothing / 2
+        there, absent = np.log1p(np.exp(-row)), np.log1p(np.exp(row))
+        total += share * (weights * target * there + (1 - target) * absent).mean()
+        shares += share
+    tensors = [torch.tensor(x, dtype=torch.float32) for x in (weights, row_weights)]
+    value = masked_binary_cross_entropy(
+        torch.tensor(logits), torch.tensor(labels), tensors[0], smoothing, tensors[1]
+    )
+    assert value.item() == pytest.approx(total / shares, rel=1e-4)
+
+
+def test_rows_without_labels_count_nowhere_among_several():
+    logits = torch.randn(5, 3, requires_grad=True)
+    value = masked_binary_cross_entropy(logits, PRESENT)
+    kept = [0, 1, 2, 4]
+    assert value.item() == pytest.approx(
+        masked_binary_cross_entropy(logits[kept], PRESENT[kept]).item()
+    )
+    value.backward()
+    assert not logits.grad[3].any()
+    assert logits.grad[kept].abs().min() > 0  # a row that has no class is labelled all the same
+    none = masked_binary_cross_entropy(logits, torch.full((5, 3), UNLABELLED))
+    assert none.item() == 0.0
+    logits.grad = None
+    none.backward()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_binary_with_extreme_logits_is_finite(dtype):
+    logits = torch.tensor([[1e4, -1e4]], dtype=dtype, requires_grad=True)
+    value = masked_binary_cross_entropy(logits, torch.tensor([[0, 1]]))
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(1e4, rel=1e-2)
+    value.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_class_weights_go_by_name_among_several():
+    logits = torch.randn(5, 3)
+    term = HardLabel(class_weights={"positive": 5.0})
+    term.bind(SEVERAL, None)
+    value = term(Outputs(logits), None, Batch({}, PRESENT, torch.arange(5)))
+    expected = masked_binary_cross_entropy(logits, PRESENT, torch.tensor([1.0, 1.0, 5.0]))
+    assert torch.equal(value, expected)
+
+
+def test_weights_by_name_are_put_in_the_order_of_the_classes():
+    assert order_class_weights("FooKD", None, INFO) is None
+    assert order_class_weights("FooKD", {}, INFO) is None
+    weights = order_class_weights("FooKD", {"positive": 2, "negative": 0.5}, INFO)
+    assert weights.tolist() == [0.5, 1.0, 2.0]
+    with pytest.raises(ConfigError, match=r"FooKD\.class_weights names good, but the classes are"):
+        order_class_weights("FooKD", {"good": 2.0}, INFO)
