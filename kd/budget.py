@@ -94,7 +94,7 @@ def choose(
 
     Shapes have a share of the source's layers and of its heads, with heads as wide as the source's
     and the feed-forward layers in the source's ratio. The largest has most parameters outside the
-    embeddings, as those tell what a shape can learn (arXiv:2001.08361, section 3); of numbers
+    embeddings, as those tell what a shape can learn (arXiv:2001.08361, section 3.1); of numbers
     within a tenth of each other the deeper shape is taken.
 
     Args:

@@ -270,13 +270,7 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW over student and objectives, and its schedule."""
-        optimizer = build_adamw(
-            self.named_parameters(),
-            self.learning_rate,
-            self.weight_decay,
-            # Lightning cannot clip gradients under a scaler that a fused step would unscale
-            fused=self.trainer.precision != "16-mixed",
-        )
+        optimizer = build_adamw(self.named_parameters(), self.learning_rate, self.weight_decay)
         steps = self.trainer.estimated_stepping_batches
         schedule = build_schedule(optimizer, steps, self.warmup, self.schedule)
         return {

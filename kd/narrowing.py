@@ -60,10 +60,11 @@ _HEAD = ("classifier.dense", "classifier.out_proj")
 def narrow(network: PreTrainedModel, shape: Shape, seen: Sequence[Inputs] = ()) -> PreTrainedModel:
     """Copy a classifier with narrower layers.
 
-    With inputs, hidden states are projected on their leading principal directions (the right
-    singular vectors of all layers' states, stacked), heads and neurons are kept by what they write
-    on those inputs, and the query-key and value-output products of a head that becomes narrower
-    are cut by SVD. Without, what is kept are the numbers of largest norm, unchanged.
+    With inputs, hidden states are projected on the leading right singular vectors of the states of
+    all layers, stacked (compare SliceGPT, arXiv:2401.15024, which has directions for each layer);
+    heads and neurons are kept by how much they write on those inputs; the query-key and
+    value-output products of a head that becomes narrower are cut by SVD. Without inputs, what is
+    kept are the numbers of largest norm, unchanged.
 
     Args:
         network: Left as it is.
@@ -177,19 +178,15 @@ def _project_stream(
     norms = [name for name, module in modules.items() if isinstance(module, nn.LayerNorm)]
     stream, gain = _directions(weights, norms, width, moments)
     for name, module in modules.items():
+        weight, bias = f"{name}.weight", f"{name}.bias"
         if isinstance(module, nn.LayerNorm):
-            scale = weights[f"{name}.weight"]
-            weights[f"{name}.weight"] = gain * (scale @ stream.square())
-        elif isinstance(module, nn.Embedding) or (
-            isinstance(module, nn.Linear) and name not in writers
-        ):
-            weights[f"{name}.weight"] = weights[f"{name}.weight"] @ stream
-            continue
-        elif isinstance(module, nn.Linear):
-            weights[f"{name}.weight"] = stream.T @ weights[f"{name}.weight"]
-        else:
-            continue
-        weights[f"{name}.bias"] = weights[f"{name}.bias"] @ stream
+            weights[weight] = gain * (weights[weight] @ stream.square())
+            weights[bias] = weights[bias] @ stream
+        elif name in writers:
+            weights[weight] = stream.T @ weights[weight]
+            weights[bias] = weights[bias] @ stream
+        elif isinstance(module, (nn.Embedding, nn.Linear)):
+            weights[weight] = weights[weight] @ stream
 
 
 def _directions(

@@ -21,12 +21,9 @@ RateSchedule = Literal["linear", "cosine", "constant"]
 
 
 def build_adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    learning_rate: float,
-    weight_decay: float,
-    fused: bool = True,
+    parameters: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter 2019) that decays matrices only.
+    """Return AdamW (Loshchilov & Hutter 2019) that decays matrices only; one kernel updates all.
 
     Biases and normalisation weights, which have one dimension, are not decayed.
 
@@ -34,7 +31,6 @@ def build_adamw(
         parameters: Names and parameters; those without gradient are left out.
         learning_rate: Peak rate.
         weight_decay: Of the decayed group.
-        fused: Whether one kernel updates all parameters.
 
     Returns:
         The optimizer, with one group or two.
@@ -44,9 +40,12 @@ def build_adamw(
         {"params": [value for value in trained if value.ndim > 1], "weight_decay": weight_decay},
         {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=learning_rate, fused=fused
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, fused=True
     )
+    # fused kernels can unscale by themselves, and so Lightning refuses to clip in mixed precision
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def rate_factor(step: int, steps: int, warmup: int, schedule: RateSchedule) -> float:

@@ -33,7 +33,8 @@ class Shrink:
 
     Either the sizes are given, or a budget chooses them: the largest student within it that has a
     share of the source's layers and heads, heads as wide as the source's and its ratio of
-    ``intermediate`` to ``width``. Of sizes within a tenth of each other the deeper is taken.
+    ``intermediate`` to ``width``. Largest is what has most parameters outside the embeddings; of
+    numbers within a tenth of each other the deeper student is taken.
 
     Args:
         width: Width of the hidden states; null keeps the source's.
@@ -44,7 +45,8 @@ class Shrink:
         vocabulary: Whether to drop the tokens that the training texts do not use.
         minimum_count: Occurrences in the training texts of a token that is kept.
         max_parameters: Most parameters that the student may have.
-        max_latency_ms: Longest time for a text of 32 tokens on one thread of this machine's CPU.
+        max_latency_ms: Longest time for a text of 32 tokens on one thread of this machine's CPU,
+            which every run measures anew.
 
     Raises:
         ConfigError: If a number is not positive, or there are both sizes and a budget.
@@ -147,7 +149,8 @@ def _sample(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> list[Inputs]:
     """Encode a few of the texts, evenly spread."""
-    chosen = list(texts[:: max(1, len(texts) // _TEXTS)])[:_TEXTS]
+    count = min(len(texts), _TEXTS)
+    chosen = [texts[place * len(texts) // count] for place in range(count)]
     if not chosen:
         raise ConfigError(
             "Shrink.method is svd, which looks at the training texts, and there are none: give "

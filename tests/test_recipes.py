@@ -17,6 +17,7 @@ import yaml
 
 from kd.cli import main
 from kd.runs import read_manifest, verify
+from kd.shards import read_shards
 from tests.conftest import LABELS, TEXTS, MakeModel
 
 ROOT = Path(__file__).parents[1]
@@ -440,6 +441,40 @@ def test_two_ranks_share_one_directory_and_count_every_row_once(
 
 
 @pytest.mark.slow
+def test_two_ranks_share_the_filling_and_answer_as_one(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    """Also a loss that reads no logits: under DDP every weight of the student needs a gradient."""
+    student = make_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    given = [f"--model.student.path={student}", f"--data.source.train={csv_file}", *TINY]
+    given += [taught(make_model)[0], "--trainer.max_epochs=2"]
+    given += ["--model.objectives.hidden={class_path: HiddenKD, init_args: {layers: {1: 2}}}"]
+    losses, answers = [], []
+    for name, more in (("one", []), ("two", ["--trainer.strategy=ddp", "--trainer.devices=2"])):
+        words = ["fit", *given, f"--run.root={root / name}", "--run.name=run", *more]
+        process = start(*words)
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+        assert output.count("cache = ") == 1, "rank 0 alone speaks"
+        assert output.count(" asked of the teacher in ") == 1
+        losses.append(metrics(root / name / "run" / "version_0")["val/objective"])
+        (folder,) = (root / name / ".cache").iterdir()
+        shards, notes = read_shards(folder, folder.name)
+        assert not notes
+        found = {}
+        for shard in shards:
+            for row, key in enumerate(map(tuple, shard.keys.tolist())):
+                assert key not in found, "no text is asked about twice"
+                found[key] = [shard.answer(field, row) for field in sorted(shard.fields)]
+        answers.append((len(shards), found))
+    (_, one), (parts, two) = answers
+    assert parts >= 2, "both ranks wrote"
+    assert one.keys() == two.keys()
+    assert all(torch.equal(a, b) for key in one for a, b in zip(one[key], two[key], strict=True))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_killed_run_is_continued_by_resume_auto(
     root: Path, csv_file: Path, make_model: MakeModel
 ) -> None:
@@ -461,3 +496,151 @@ def test_a_killed_run_is_continued_by_resume_auto(
     second = root / "run" / "version_1"
     assert read_manifest(second)["resumed_from"] == str(root / "run" / "version_0")
     assert min(metrics(second)["step"]) >= step - 1
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of every forward pass of a teacher."""
+    from kd.teachers import ModelTeacher
+
+    counted: list[int] = []
+    answer = ModelTeacher.__call__
+
+    def count(self, batch, needs):
+        counted.append(len(batch))
+        return answer(self, batch, needs)
+
+    monkeypatch.setattr(ModelTeacher, "__call__", count)
+    return counted
+
+
+def taught(make_model: MakeModel, *more: str) -> list[str]:
+    words = [f"--model.teacher={{class_path: ModelTeacher, init_args: {{path: {make_model('t')}}}}}"]
+    words += ["--model.objectives.labels=HardLabel", "--model.objectives.logits=LogitKD"]
+    return [*words, *more]
+
+
+def test_second_run_asks_the_teacher_nothing(
+    root: Path, csv_file: Path, make_model: MakeModel, asked: list[int]
+) -> None:
+    teacher = taught(make_model)
+    first = fit(root, csv_file, make_model(), *teacher)
+    assert asked
+    assert read_manifest(first)["keys"]["cache"].startswith(str(root / ".cache"))
+    speed = read_manifest(first)["results"]["teacher"]["rows_per_second"]
+    asked.clear()
+    other = make_model("other", hidden_size=32, num_hidden_layers=2)
+    for words in ([], ["--seed_everything=7"], ["--model.objectives.logits.temperature=4"]):
+        second = fit(root, csv_file, other, *teacher, *words)
+        assert not asked
+        assert read_manifest(second)["results"]["teacher"]["rows_per_second"] == speed
+    fit(root, csv_file, other, *teacher, "--model.cache=false")
+    assert asked, "without a cache it is asked again"
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run / "student" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "objective", ["LogitKD", "{class_path: HiddenKD, init_args: {layers: {1: 2, 3: 3}}}", "MiniLMKD"]
+)
+def test_with_and_without_a_cache_the_weights_are_equal_to_the_bit(
+    root: Path, csv_file: Path, make_model: MakeModel, objective: str
+) -> None:
+    student, words = make_model(), [*taught(make_model), f"--model.objectives.more={objective}"]
+    runs = [fit(root, csv_file, student, *words, f"--run.name={name}") for name in ("new", "warm")]
+    runs.append(fit(root, csv_file, student, *words, "--run.name=off", "--model.cache=false"))
+    first, *others = (weights_of(run) for run in runs)
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_cache_fills_ahead_lists_and_prunes(
+    root: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    asked: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    teacher = taught(make_model)
+    words = [f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += [f"--run.root={root}", *TINY, *teacher]
+    main(["cache", *words])
+    assert asked
+    assert [path.name for path in root.iterdir()] == [".cache"], "no run was made"
+    asked.clear()
+    fit(root, csv_file, make_model(), *teacher)
+    assert not asked
+    capsys.readouterr()
+    main(["cache", "list", f"--root={root}"])
+    told = capsys.readouterr().out
+    (folder,) = (root / ".cache").iterdir()
+    assert folder.name in told
+    assert "/t " in told
+    main(["cache", "prune", f"--root={root}"])
+    assert folder.is_dir(), "it was used a moment ago"
+    with pytest.raises(SystemExit):
+        main(["cache", "prune", f"--root={root}", "--key=nothing"])
+    assert "0 teachers" in capsys.readouterr().err
+    main(["cache", "prune", f"--root={root}", f"--key={folder.name[:6]}"])
+    assert not folder.exists()
+    main(["cache", "list", f"--root={root}"])
+    assert "no teacher's answers are kept" in capsys.readouterr().out
+
+
+def test_out_of_fold_teachers_are_trained_without_what_they_answer(
+    root: Path, csv_file: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = root.parent / "teacher.yaml"
+    student = {"class_path": "EncoderClassifier", "init_args": {"path": str(make_model("big"))}}
+    data = {"source": {"train": str(csv_file)}, "batch_size": 8, "max_length": 16}
+    trainer = {"max_epochs": 1, "accelerator": "cpu"}
+    recipe.write_text(yaml.safe_dump({"model": {"student": student}, "data": data, "trainer": trainer}))
+    monkeypatch.chdir(ROOT)
+    path = root / "teacher"
+    words = [
+        f"--model.teacher={{class_path: OutOfFoldTeacher, "
+        f"init_args: {{path: {path}, recipe: {recipe}, folds: 2}}}}",
+        *taught(make_model)[1:],
+    ]
+    run = fit(root, csv_file, make_model(), *words)
+    assert read_manifest(run)["status"] == "finished"
+    for fold in (0, 1):
+        teacher = root / f"teacher_fold{fold}of2" / "version_0"
+        assert yaml.safe_load((teacher / "config.yaml").read_text())["data"]["fold"] == [fold, 2]
+    digests = [
+        read_manifest(root / f"teacher_fold{fold}of2" / "version_0")["data"]["train"]
+        for fold in (0, 1)
+    ]
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own compiler
+@pytest.mark.parametrize("words", [["--model.compile=true"], ["--trainer.precision=bf16-mixed"]])
+def test_options_for_speed_train(
+    root: Path, csv_file: Path, make_model: MakeModel, words: list[str]
+) -> None:
+    run = fit(root, csv_file, make_model(), *taught(make_model), *words)
+    assert all(name.split(".")[0] in ("bert", "classifier") for name in weights_of(run))
+    assert read_manifest(run)["status"] == "finished"
+
+
+def test_batches_of_tokens_train(root: Path, csv_file: Path, make_model: MakeModel) -> None:
+    run = fit(root, csv_file, make_model(), "--data.tokens_per_batch=64")
+    found = metrics(run)
+    assert max(found["speed/padding_share"]) < 0.2
+    assert min(found["speed/rows_per_second"]) > 0
+
+
+def test_shrunk_student_fits(
+    root: Path, csv_file: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model.student.shrink.vocabulary=true", "--model.student.shrink.max_parameters=9000"]
+    big = make_model("big", hidden_size=32, num_attention_heads=4)
+    run = fit(root, csv_file, big, *taught(make_model), *words)
+    assert "shape = " in capsys.readouterr().out
+    assert sum(weight.numel() for weight in weights_of(run).values()) <= 9000
+    main(["classify", f"--model={run / 'student'}", "i love it"])
