@@ -37,6 +37,7 @@ _TOKENS = {"cpu": 4096}  # of a batch: enough to fill the machine, few enough fo
 _TOKENS_ELSEWHERE = 32768
 _SAMPLE = 8  # texts answered in both precisions, to state and to check the difference
 _TOLERANCE = 0.02  # of a probability: beyond it bfloat16 is not safe
+_WORTH_TELLING = 10**8  # bytes
 _SMALL = 10_000_000  # weights of a teacher that is fast enough to be exact
 
 
@@ -188,7 +189,7 @@ class CachedTeacher(Teacher):
                 )
             _say(f"cache = logits only: {told}, so the teacher is asked in every step")
             fields = frozenset({"logits"})
-        elif size > 1e9:
+        elif size > _WORTH_TELLING:
             _say(f"cache = about {size / 1e9:,.1f} GB for {len(texts):,} texts")
         self._fill(texts, fields, device)
         self._held = fields

@@ -6,6 +6,7 @@ Callbacks write where the run tells them; they know no objective and compute no 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from kd.data.rows import Fields
 from kd.module import DistillationModule
 from kd.runs import Run, global_rank
 from kd.types import Row
+
+_SAVE_SECONDS = 30.0
 
 _SHOWN = ("accuracy", "f1", "agreement", "loss", "objective")
 
@@ -126,7 +129,8 @@ class ResumeCheckpoint(ModelCheckpoint):
     """Keep the newest state as ``resume.ckpt``, whatever its score.
 
     Args:
-        steps: Training steps between two saves; one more is made at the end of every epoch.
+        steps: Training steps between two saves; one more is made at the end of the training, and
+            of an epoch where the last one is half a minute old.
     """
 
     def __init__(self, steps: int) -> None:
@@ -139,14 +143,18 @@ class ResumeCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._every_n_epochs = 1  # Lightning's constructor takes steps or epochs, not both
+        self._saved = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of a whole epoch; one that `max_steps` cut counts as done in Lightning.
 
         A run that continued from there would leave out the rest of that epoch's rows.
         """
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        ends = trainer.fit_loop.done or trainer.current_epoch + 1 == trainer.max_epochs
+        is_due = ends or time.monotonic() - self._saved > _SAVE_SECONDS
+        if is_due and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             super().on_train_epoch_end(trainer, pl_module)
+            self._saved = time.monotonic()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Start anew: the old run's file stays the old run's."""

@@ -19,6 +19,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from kd import ensembles, summary  # noqa: F401 - recipes name the classes of ensembles
@@ -197,6 +198,9 @@ class RecipeCLI(LightningCLI):
             callbacks.append(ResumeCheckpoint(self.options.run.save_every))
         if self.config.subcommand == "predict":
             callbacks.append(PredictionWriter(self.run))
+        shows_bar = kwargs.get("enable_progress_bar", trainer.enable_progress_bar)
+        if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
         return super().instantiate_trainer(
             callbacks=callbacks,
             plugins=[*_as_list(trainer.plugins), SafeCheckpointIO()],
@@ -365,6 +369,7 @@ def _quieten() -> None:
         ".*exists and is not empty.*",  # the run directory is ours, and holds config.yaml
         ".*LeafSpec.*is deprecated.*",  # lightning 2.6 on torch 2.13
         ".*does not have many workers.*",  # rows are in memory
+        ".*smaller than the logging interval.*",  # it is a short epoch, not a fault
         ".*your dataloader is not resumable.*",  # the data module keeps the position
     ):
         warnings.filterwarnings("ignore", message)

@@ -26,7 +26,7 @@ from kd.types import Row
 __all__ = ["Score", "as_plain", "measure", "score", "score_teacher", "show", "speed"]
 
 _TIMED_ROWS = 512  # enough for a steady figure
-_TIMED_SECONDS = 0.5
+_TIMED_SECONDS = 0.2
 _WARM_ROWS = 8
 _BYTES = 4  # of a float32 weight
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,9 +214,10 @@ class ModelTeacher(Teacher):
         config = {k: v for k, v in network.config.to_dict().items() if k not in passing}
         facts = json.dumps([self.info.vocabulary, config], sort_keys=True, default=str)
         state = hashlib.sha256(facts.encode())
-        for name, weight in network.state_dict().items():
-            state.update(name.encode())
-            state.update(weight.detach().cpu().contiguous().numpy().data)
+        weights = network.state_dict()
+        with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to the others
+            for name, digest in zip(weights, pool.map(_digest, weights.values()), strict=True):
+                state.update(name.encode() + digest)
         return state.hexdigest()[:32]
 
     @contextmanager
@@ -263,3 +265,7 @@ class ModelTeacher(Teacher):
         fields = frozenset(name.split(".")[0] for name in needs) - {"logits"}
         outputs: Outputs = self.model(inputs, fields)
         return outputs
+
+
+def _digest(weight: Tensor) -> bytes:
+    return hashlib.sha256(weight.detach().cpu().contiguous().numpy().data).digest()

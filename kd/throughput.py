@@ -20,7 +20,8 @@ __all__ = ["Throughput"]
 class Throughput(Callback):
     """Log ``speed/rows_per_second``, ``speed/padding_share`` and ``speed/teacher_share``.
 
-    Rows are those of all ranks; the share of padding is that of the tokens that the student reads;
+    At the end the seconds of each phase follow, ``speed/training_seconds`` and so on. Rows are
+    those of all ranks; the share of padding is that of the tokens that the student reads;
     the teacher's share is that of the time of the steps. The attribute ``phases`` holds the
     seconds of the run by phase.
     """
@@ -79,8 +80,11 @@ class Throughput(Callback):
             self.phases["validation"] += time.perf_counter() - self._validation_since
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note how long training took."""
+        """Note how long training took, and log the phases until here."""
         self.phases["training"] = self.training_seconds()
+        for logger in trainer.loggers:
+            seconds = {f"speed/{name}_seconds": took for name, took in self.phases.items()}
+            logger.log_metrics(seconds, step=max(0, trainer.global_step - 1))
 
     def describe(self) -> str:
         """Return the phases and the speed of training as one line."""

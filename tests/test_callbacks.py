@@ -101,7 +101,11 @@ def test_a_loss_is_better_when_smaller():
     assert BestCheckpoint("val/f1").mode == "max"
 
 
-def test_resume_is_saved_every_few_steps_and_at_the_end_of_epochs(scored_fit, monkeypatch):
+@pytest.mark.parametrize(("seconds", "wanted"), [(0.0, [3, 4, 6, 8]), (30.0, [3, 6, 8])])
+def test_resume_is_saved_every_few_steps_and_at_the_end_of_long_epochs(
+    scored_fit, monkeypatch, seconds, wanted
+):
+    monkeypatch.setattr("kd.callbacks._SAVE_SECONDS", seconds)
     saved = []
     save = ResumeCheckpoint._save_checkpoint
 
@@ -111,7 +115,7 @@ def test_resume_is_saved_every_few_steps_and_at_the_end_of_epochs(scored_fit, mo
 
     monkeypatch.setattr(ResumeCheckpoint, "_save_checkpoint", noted)
     scored_fit([0.2, 0.3], steps=3)
-    assert saved == [3, 4, 6, 8]
+    assert saved == wanted
 
 
 def test_a_worse_model_does_not_become_best_after_a_resume(scored_fit, tmp_path):

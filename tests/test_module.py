@@ -125,7 +125,7 @@ def test_a_distilled_student_comes_to_agree_with_its_teacher(make_module, csv_fi
     module = make_module(teacher=folder, objectives={"logits": LogitKD(1.0)})
     watcher = Watcher()
     fit(module, data_of(csv_file), watcher, max_epochs=10)
-    assert watcher.losses[-1] < 0.3 * watcher.losses[0]
+    assert sum(watcher.losses[-4:]) < 0.3 * sum(watcher.losses[:4])
     assert watcher.validations[-1]["val/agreement"] == 1.0
 
 

@@ -31,7 +31,7 @@ __all__ = [
 # Batches sorted by length together: many save padding, few mix better. Where the label goes with
 # the length, a pool that spans a small data set makes batches of one class.
 _POOL = 50
-_POOLS = 4  # in an epoch, at least
+_FEW = 32  # batches of a small epoch
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ def bucketed_order(
 ) -> list[NDArray[np.int64]]:
     """Cut a shuffled epoch into batches of like length.
 
-    Rows are shuffled; pools of at most 50 batches, and at most a quarter of the epoch, are sorted
-    by length and cut; all batches are shuffled. Every row comes exactly once.
+    Rows are shuffled; pools of at most 50 batches, and at most half of the epoch (an eighth of
+    one of fewer than 32 batches), are sorted by length and cut; all batches are shuffled. Every
+    row comes exactly once.
 
     Args:
         lengths: Tokens of each row, `[rows]`.
@@ -140,7 +141,8 @@ def bucketed_order(
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
     batches: list[NDArray[np.int64]] = []
-    size = batch_size * max(1, min(_POOL, len(order) // batch_size // _POOLS))
+    count = len(order) // batch_size
+    size = batch_size * max(1, min(_POOL, count // (8 if count < _FEW else 2)))
     for start in range(0, len(order), size):
         pool = order[start : start + size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]

@@ -157,8 +157,9 @@ class TextDataModule(LightningDataModule):
         self.read(stage)
 
     def texts(self) -> Sequence[str]:
-        """Return the training texts, labelled or not."""
-        return [row.text for row in self.rows["train"]]
+        """Return the training texts, labelled or not, second texts of pairs too."""
+        pieces = ((row.text, row.pair) for row in self.rows["train"])
+        return [text for pair in pieces for text in pair if text is not None]
 
     def connect(self, views: dict[str, View], unlabelled: bool) -> None:
         """Take the views to encode.
