@@ -67,10 +67,18 @@ def test_own_data_commands_run_in_order(
     assert (tmp_path / "runs" / "reviews" / "version_2" / "predictions.csv").is_file()
 
 
-def test_every_command_uses_known_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_uses_known_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each one parses: what is asked for is printed, not run."""
     for words in commands():
-        if words[2] in ("fit", "validate", "test", "predict") and "reviews" not in " ".join(words):
+        is_recipe = words[2] in ("fit", "validate", "test", "predict", "cache")
+        if words[2:4] in (["cache", "list"], ["cache", "prune"]):
+            with monkeypatch.context() as context:
+                context.chdir(tmp_path)
+                main(words[2:])
+            assert "runs/.cache" in capsys.readouterr().out
+        elif is_recipe and "reviews" not in " ".join(words):
             with pytest.raises(SystemExit) as stop:
                 main([*words[2:], "--print_config"])
             assert not stop.value.code, words
