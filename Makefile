@@ -18,7 +18,7 @@ install: .venv/installed ## make the environment with the pinned versions
 	$@/bin/pip install --quiet -c constraints.txt pydoclint
 	@touch $@
 
-quickstart: install ## train a teacher and distil it on the built-in corpus (3 minutes)
+quickstart: install ## train a teacher and distil it on the built-in corpus (1 to 3 minutes)
 	$(BIN)/python train.py fit --config configs/quickstart.yaml
 
 test: install ## the tests: offline, on the CPU, in minutes
