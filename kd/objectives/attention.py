@@ -165,11 +165,8 @@ class AttentionKD(Objective):
                 f"the teacher {teacher.heads}: use matrices=probabilities, or MiniLMKD."
             )
         self._heads = student.heads
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's layers of the pairs, as ``attentions.3`` for the fourth."""
-        layers = {f"{field}.{layer - 1}" for field in self.needs for _, layer in self.pairs}
-        return (super().teacher_needs() - self.needs) | layers
+        layers = [layer - 1 for _, layer in self.pairs]  # attentions.3 is that of the fourth
+        self.asked = frozenset(f"{field}.{layer}" for field in self.needs for layer in layers)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the mean squared error."""
@@ -275,15 +272,11 @@ class MiniLMKD(Objective):
                 f"{math.gcd(student.width, teacher.width)}."
             )
         self.pair = (student.layers, layer)
+        self.asked = frozenset(f"{field}.{layer - 1}" for field in self.needs)
         if self.version == 1:
             self._relations = (("queries", "keys", teacher.heads), ("values", "values", heads))
         else:
             self._relations = tuple((field, field, heads) for field in sorted(self.needs))
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's layer of each field, as ``values.11`` for the twelfth."""
-        layers = {f"{field}.{self.pair[1] - 1}" for field in self.needs}
-        return (super().teacher_needs() - self.needs) | layers
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the sum of the divergences."""

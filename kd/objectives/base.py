@@ -43,6 +43,8 @@ class Objective(nn.Module):
     needs: frozenset[str] = frozenset({"logits"})
     uses_teacher: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = False
+    asked: frozenset[str] | None
+    """What the teacher is asked for instead of ``needs``; set by `bind` where it is less."""
     multi_label: bool
     """Whether logits are read by a sigmoid each; set by `bind`."""
 
@@ -51,6 +53,7 @@ class Objective(nn.Module):
         self._schedules: dict[str, Schedule] = {}
         self.weight = self.scheduled("weight", weight)
         self.by_confidence = by_confidence
+        self.asked = None
         self.multi_label = False
 
     def scheduled(self, name: str, value: float | Schedule, positive: bool = False) -> float:
@@ -109,7 +112,8 @@ class Objective(nn.Module):
 
         A layer of a field is written ``hidden_states.4``; a cache keeps no more than is named.
         """
-        return self.needs | {"logits"} if self.by_confidence else self.needs
+        asked = self.needs if self.asked is None else self.asked
+        return asked | {"logits"} if self.by_confidence else asked
 
     def row_weights(self, teacher: Outputs | None, batch: Batch) -> Tensor | None:
         """Return how much each row counts.

@@ -110,9 +110,9 @@ def _projections(
     return nn.ModuleList(nn.Linear(student.width, teacher.width, bias=False) for _ in pairs)
 
 
-def _layers_only(needs: frozenset[str], pairs: _Pairs) -> frozenset[str]:
-    """Return the needs with the teacher's layers of the pairs in place of all of them."""
-    return needs - {"hidden_states"} | {f"hidden_states.{layer}" for _, layer in pairs}
+def _layers_of(pairs: _Pairs) -> frozenset[str]:
+    """Return the teacher's layers of the pairs."""
+    return frozenset(f"hidden_states.{layer}" for _, layer in pairs)
 
 
 def _matched(
@@ -187,13 +187,10 @@ class HiddenKD(Objective):
                 f"teacher's {teacher.width}: leave it out."
             )
         self.pairs = pair_layers("HiddenKD", self.layers, student, teacher)
+        self.asked = _layers_of(self.pairs)
         self.projections = _projections(
             self.projections, self.pairs, student, teacher, bool(self.project)
         )
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's layers of the pairs."""
-        return _layers_only(super().teacher_needs(), self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the mean squared error."""
@@ -236,11 +233,8 @@ class CosineKD(Objective):
         assert teacher is not None
         check_same_tokens("CosineKD", student, teacher)
         self.pairs = ((student.layers, teacher.layers),)
+        self.asked = _layers_of(self.pairs)
         self.projections = _projections(self.projections, self.pairs, student, teacher)
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's last layer."""
-        return _layers_only(super().teacher_needs(), self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return one minus the mean cosine."""
@@ -291,11 +285,8 @@ class PatientKD(Objective):
         super().bind(student, teacher)
         assert teacher is not None
         self.pairs = pair_layers("PatientKD", self.layers, student, teacher)
+        self.asked = _layers_of(self.pairs)
         self.projections = _projections(self.projections, self.pairs, student, teacher)
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's layers of the pairs."""
-        return _layers_only(super().teacher_needs(), self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the mean squared distance."""
@@ -340,11 +331,8 @@ class EmbeddingKD(Objective):
         super().bind(student, teacher)
         assert teacher is not None
         check_same_tokens("EmbeddingKD", student, teacher)
+        self.asked = _layers_of(self.pairs)
         self.projections = _projections(self.projections, self.pairs, student, teacher)
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's embeddings."""
-        return _layers_only(super().teacher_needs(), self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the mean squared error."""

@@ -220,17 +220,12 @@ class RelationalKD(Objective):
         self.vectors: _Field = vectors
         self.pool: _Pool = pool
         self.needs = frozenset({vectors})
-        self._asked = self.needs
 
     def bind(self, student: ModelInfo, teacher: ModelInfo | None) -> None:
         """Note the teacher's last layer."""
         super().bind(student, teacher)
         assert teacher is not None
-        self._asked = _last_of(self.vectors, teacher)
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's logits, or its last hidden states alone."""
-        return (super().teacher_needs() - self.needs) | self._asked
+        self.asked = _last_of(self.vectors, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the weighted sum of both parts."""
@@ -277,17 +272,12 @@ class SimilarityKD(Objective):
         self.vectors: _Field = vectors
         self.pool: _Pool = pool
         self.needs = frozenset({vectors})
-        self._asked = self.needs
 
     def bind(self, student: ModelInfo, teacher: ModelInfo | None) -> None:
         """Note the teacher's last layer."""
         super().bind(student, teacher)
         assert teacher is not None
-        self._asked = _last_of(self.vectors, teacher)
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's logits, or its last hidden states alone."""
-        return (super().teacher_needs() - self.needs) | self._asked
+        self.asked = _last_of(self.vectors, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the squared distance."""
@@ -346,23 +336,18 @@ class ContrastiveKD(Objective):
         self.vectors: _Field = vectors
         self.pool: _Pool = pool
         self.needs = frozenset({vectors})
-        self._asked = self.needs
 
     def bind(self, student: ModelInfo, teacher: ModelInfo | None) -> None:
         """Build both projections and note the teacher's last layer."""
         super().bind(student, teacher)
         assert teacher is not None
-        self._asked = _last_of(self.vectors, teacher)
+        self.asked = _last_of(self.vectors, teacher)
         ours, theirs = (
             len(side.labels) if self.vectors == "logits" else side.width
             for side in (student, teacher)
         )
         self.student_projection = nn.Linear(ours, self.width)
         self.teacher_projection = nn.Linear(theirs, self.width)
-
-    def teacher_needs(self) -> frozenset[str]:
-        """Return the teacher's logits, or its last hidden states alone."""
-        return (super().teacher_needs() - self.needs) | self._asked
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the mean cross-entropy."""
