@@ -5,10 +5,8 @@ Knows the files, not who wrote them; a cache is filled by `fit` or by `cache --c
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +17,7 @@ from rich.table import Table
 from kd.console import print_line
 from kd.errors import ConfigError, RunError
 from kd.runs import answers_folder
-from kd.shards import ANSWERS, FACTS
+from kd.shards import ANSWERS, read_facts
 
 __all__ = ["Held", "held", "list_answers", "prune_answers"]
 
@@ -43,26 +41,16 @@ class Held:
     used: float
 
 
-def held(root: str) -> Iterator[Held]:
-    """Yield what is held below a folder of runs, the longest unused first.
-
-    Args:
-        root: Folder of the runs.
-
-    Yields:
-        A teacher's answers.
-    """
+def held(root: str) -> list[Held]:
+    """Return what is held below a folder of runs, the longest unused first."""
     found = []
     for folder in answers_folder(root).glob("*/"):
         files = list(folder.glob(ANSWERS))
-        try:
-            teacher = str(json.loads((folder / FACTS).read_text())["teacher"])
-        except (OSError, ValueError, KeyError):
-            teacher = "unknown"
+        teacher = str(read_facts(folder).get("teacher", "unknown"))
         times = [file.stat().st_mtime for file in files] or [folder.stat().st_mtime]
         size = sum(file.stat().st_size for file in folder.iterdir())
         found.append(Held(folder, teacher, size, max(times)))
-    yield from sorted(found, key=lambda one: one.used)
+    return sorted(found, key=lambda one: one.used)
 
 
 def list_answers(root: str = "runs") -> None:
@@ -101,7 +89,7 @@ def prune_answers(
     """
     if unused_days < 0:
         raise ConfigError(f"cache prune: unused_days is {unused_days}: give 0 or more.")
-    chosen = list(held(root))
+    chosen = held(root)
     if key is not None:
         chosen = [one for one in chosen if one.path.name.startswith(key)]
         if len(chosen) != 1:

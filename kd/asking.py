@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kd.console import Advance
 from kd.data.collate import EncodedRows
 from kd.shards import Keys, Shard
 from kd.teachers import Teacher
@@ -128,9 +127,12 @@ def _keys(split: EncodedRows, names: Sequence[str]) -> Keys:
     for row in range(len(split)):
         state = hashlib.blake2b(digest_size=16)
         for ids, types, starts in columns:
-            state.update(ids[starts[row] : starts[row + 1]].data)
+            start, end = starts[row : row + 2]
+            if len(columns) > 1:  # else the end of one view passes for the beginning of the next
+                state.update((end - start).to_bytes(8, "little"))
+            state.update(ids[start:end].data)
             if types is not None:
-                state.update(types[starts[row] : starts[row + 1]].data)
+                state.update(types[start:end].data)
         digests += state.digest()
     return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
 
@@ -183,8 +185,8 @@ def ask(
     batches: Sequence[NDArray[np.int64]],
     fields: frozenset[str],
     precision: str,
-    write: Callable[[Shard], None],
-    advance: Advance,
+    write: Callable[[Shard], object],
+    advance: Callable[[int], None],
 ) -> None:
     """Ask a teacher about batches of texts and write what it says, every few seconds.
 

@@ -7,11 +7,11 @@ objective; where its files lie it is told.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,9 @@ from kd.console import print_line, progress_bar
 from kd.data.collate import EncodedRows
 from kd.data.encode import View
 from kd.errors import ConfigError, DataError, RunError
-from kd.files import replacing
+from kd.layers import class_probabilities
 from kd.models import EncoderClassifier
-from kd.shards import FACTS, Shard, elements, locate, read_shards, write_shard
+from kd.shards import Shard, add_facts, elements, locate, read_facts, read_shards, write_shard
 from kd.teachers import Reference, Teacher
 from kd.types import Batch, ModelInfo, Outputs
 
@@ -198,11 +198,12 @@ class CachedTeacher(Teacher):
         """Return a figure about the teacher, found once and kept beside its answers."""
         if self.filling is None or self.filling.folder is None:
             return self.teacher.recall(fact, find)
-        facts = _facts(self.filling.folder)
-        if not isinstance(facts.get(fact), float):
-            facts[fact] = self.teacher.recall(fact, find)
-            _keep_facts(self.filling.folder, facts)
-        return float(facts[fact])
+        known = read_facts(self.filling.folder).get(fact)
+        if isinstance(known, float):
+            return known
+        found = self.teacher.recall(fact, find)
+        add_facts(self.filling.folder, {fact: found})
+        return found
 
     def _size(
         self, lengths: NDArray[np.int64], fields: frozenset[str], device: torch.device
@@ -241,13 +242,8 @@ class CachedTeacher(Teacher):
             # a batch belongs to a rank whatever is known of it: ranks may look at other moments
             mine = [batch[found[batch] < 0] for batch in batches[rank::ranks]]
             mine = [batch for batch in mine if len(batch)]
-            new: list[Shard] = []
-
-            def write(shard: Shard) -> None:
-                new.append(shard)
-                if folder is not None:
-                    write_shard(folder, shard)
-
+            new: list[Shard] = []  # in memory only: what is on disk is mapped below
+            write = new.append if folder is None else partial(write_shard, folder)
             lowered = self.teacher.lowered() if precision == "bfloat16" else nullcontext()
             bar = progress_bar("asking the teacher", sum(map(len, mine)), _ranks()[0] == 0)
             with torch.inference_mode(), lowered, bar as advance:
@@ -256,7 +252,7 @@ class CachedTeacher(Teacher):
         if ranks > 1:
             distributed.barrier()
         if folder is not None and (asked or ranks > 1):
-            shards, _ = read_shards(folder, key)
+            shards, _ = read_shards(folder, key, shards)
         self._number, self._row = locate(shards, texts.keys, fields, accepted)
         if (self._number < 0).any():
             raise RunError(
@@ -270,7 +266,7 @@ class CachedTeacher(Teacher):
         self.filling = Filling(len(texts), asked, seconds, size, precision, difference, folder)
         _say(str(self.filling))
         if folder is not None and asked and _ranks()[0] == 0:
-            _keep_facts(folder, {**_facts(folder), "teacher": ", ".join(self.references())})
+            add_facts(folder, {"teacher": ", ".join(self.references())})
 
     def _safe(
         self, texts: Texts, batches: Sequence[NDArray[np.int64]], wanted: str
@@ -279,12 +275,11 @@ class CachedTeacher(Teacher):
         if wanted == "float32":
             return wanted, None
         batch = texts.batch(batches[len(batches) // 2][:_SAMPLE])  # of middling length
-        spread = torch.sigmoid if self.info.multi_label else _softmax
-        needs = frozenset({"logits"})
+        needs, several = frozenset({"logits"}), self.info.multi_label
         with torch.inference_mode():
-            exact = spread(self.teacher(batch, needs).logits.float())
+            exact = class_probabilities(self.teacher(batch, needs).logits, several)
             with self.teacher.lowered():
-                quick = spread(self.teacher(batch, needs).logits.float())
+                quick = class_probabilities(self.teacher(batch, needs).logits, several)
         difference = float((quick - exact).abs().max())
         if difference <= _TOLERANCE or self.precision == "bfloat16":
             return wanted, difference
@@ -360,23 +355,6 @@ class CachedTeacher(Teacher):
             layers = found.setdefault(name, [None] * count)
             layers[int(layer)] = padded.to(outputs.logits.device, non_blocking=True)
         return {name: tuple(layers) for name, layers in found.items()}
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """Read what is known of a teacher; what cannot be read is not known."""
-    try:
-        return dict(json.loads((folder / FACTS).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _keep_facts(folder: Path, facts: dict[str, Any]) -> None:
-    with replacing(folder / FACTS) as file:
-        file.write(json.dumps(facts, indent=2).encode())
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=-1)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

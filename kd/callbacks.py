@@ -85,8 +85,8 @@ class RunDirectory(Callback):
             (str(logger.version) for logger in trainer.loggers if _is_wandb(logger)), None
         )
         pl_module.student.describe(self.run.path / MODEL_FOLDER, data.max_length)
-        filling = pl_module.filling
-        keys = {"cache": str(filling.folder)} if filling and filling.folder else None
+        folders = [str(one.folder) for one in pl_module.fillings if one.folder]
+        keys = {"cache": ", ".join(folders)} if folders else None
         self.run.update(data=data.fingerprints(), wandb_id=wandb_id, keys=keys)
 
 

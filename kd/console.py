@@ -5,21 +5,13 @@ This room knows only text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Advance", "print_line", "progress_bar"]
-
-
-class Advance(Protocol):
-    """What a bar gives to those who fill it."""
-
-    def __call__(self, steps: int) -> None:
-        """Move the bar on by a number of steps."""
+__all__ = ["print_line", "progress_bar"]
 
 
 def print_line(text: str) -> None:
@@ -28,7 +20,7 @@ def print_line(text: str) -> None:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Advance]:
+def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal, and nothing anywhere else.
 
     Args:
@@ -37,7 +29,7 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Advance
         shown: Whether to show it at all; only one rank does.
 
     Yields:
-        The function that moves the bar.
+        The function that moves the bar on by a number of steps.
     """
     console = Console()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()

@@ -150,6 +150,11 @@ class EnsembleTeacher(Teacher):
         return tuple(model for teacher in self.teachers.values() for model in teacher.models)
 
     @property
+    def parts(self) -> tuple[Teacher, ...]:
+        """Parts of all members."""
+        return tuple(part for teacher in self.teachers.values() for part in teacher.parts)
+
+    @property
     def key(self) -> str:
         """Digest of the members' keys, of the weights and of how the mean is taken."""
         keys = {name: teacher.key for name, teacher in self.teachers.items()}

@@ -41,7 +41,6 @@ class _DataSource(Protocol):
     """What the module asks of a data module."""
 
     labels: tuple[str, ...]
-    rows: Mapping[str, Sequence[object]]
     max_length: int
     multi_label: bool
 
@@ -129,9 +128,10 @@ class DistillationModule(LightningModule):
         )
 
     @property
-    def filling(self) -> Filling | None:
-        """What the teacher's cache did before training."""
-        return self.teacher.filling if isinstance(self.teacher, CachedTeacher) else None
+    def fillings(self) -> list[Filling]:
+        """What the teacher's caches did before training."""
+        parts = self.teacher.parts if self.teacher else ()
+        return [part.filling for part in parts if isinstance(part, CachedTeacher) and part.filling]
 
     def references(self) -> dict[str, Reference | None]:
         """Return the paths of student and teacher, each with the recipe that would train it."""
@@ -197,12 +197,10 @@ class DistillationModule(LightningModule):
                 setattr(self, f"{stage}_teacher", metrics)
                 setattr(self, f"{stage}_agreement", agreement_metric(classes, multi_label))
 
-    def _terms_of(self, student: Outputs, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def _terms_of(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Return every term, unweighted, and the weighted sum."""
-        teacher = None
-        if self.teacher is not None and self.taught:
-            with self.teacher_time:
-                teacher = self.teacher(batch, self._teacher_needs)
         values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
         loss = torch.stack([term.weight * values[name] for name, term in self.terms.items()]).sum()
         if "logits" not in self.needs:
@@ -218,7 +216,11 @@ class DistillationModule(LightningModule):
         for term in self.terms.values():
             term.advance(min(1.0, self.global_step / max(1, self._steps - 1)))
         student = self.student(batch.views["student"], self.needs - {"logits"})
-        values, loss = self._terms_of(student, batch)
+        teacher = None
+        if self.teacher is not None and self.taught:
+            with self.teacher_time:
+                teacher = self.teacher(batch, self._teacher_needs)
+        values, loss = self._terms_of(student, teacher, batch)
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % interval == 0:  # each costs a step of a small student dear
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
@@ -228,24 +230,25 @@ class DistillationModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure student and teacher on a batch of the validation split."""
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure student and teacher on a batch of the test split."""
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return ``index`` `[B]` and ``probabilities`` `[B, C]` of a batch."""
         logits = self.student(batch.views["student"]).logits
         return {"index": batch.index, "probabilities": self._probabilities(logits)}
 
-    def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
-        answer: Outputs = self.student(batch.views["student"], self.needs - {"logits"})
-        logits, size = answer.logits, len(batch)
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        student: Outputs = self.student(batch.views["student"], self.needs - {"logits"})
+        teacher = self.teacher(batch, self._teacher_needs) if self.teacher is not None else None
+        logits, size = student.logits, len(batch)
         entropy = masked_binary_cross_entropy if self.multi_label else masked_cross_entropy
         means = {"loss": entropy(logits, batch.labels)}
         if self.taught:
-            values, objective = self._terms_of(answer, batch)
+            values, objective = self._terms_of(student, teacher, batch)
             means |= {**values, "objective": objective}
         for name, value in means.items():
             mean = getattr(self, f"{stage}_mean_{name}")
@@ -254,14 +257,14 @@ class DistillationModule(LightningModule):
         metrics, scores = getattr(self, f"{stage}_student"), self._probabilities(logits)
         metrics.update(scores, batch.labels)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
-        if self.teacher is None:
+        if teacher is None:
             return
-        teacher = self._probabilities(self.teacher(batch, frozenset({"logits"})).logits)
+        targets = self._probabilities(teacher.logits)
         teacher_metrics = getattr(self, f"{stage}_teacher")
-        teacher_metrics.update(teacher, batch.labels)
+        teacher_metrics.update(targets, batch.labels)
         self.log_dict(teacher_metrics, batch_size=size)
         agreement = getattr(self, f"{stage}_agreement")
-        choices = (teacher > 0.5).long() if self.multi_label else teacher.argmax(dim=-1)
+        choices = (targets > 0.5).long() if self.multi_label else targets.argmax(dim=-1)
         agreement.update(scores, choices)
         self.log(f"{stage}/agreement", agreement, batch_size=size)
 

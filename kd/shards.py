@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +27,22 @@ from torch import Tensor
 from kd.errors import RunError
 from kd.files import replacing
 
-__all__ = ["ANSWERS", "FACTS", "Keys", "Shard", "elements", "locate", "read_shards", "write_shard"]
+__all__ = [
+    "ANSWERS",
+    "Keys",
+    "Shard",
+    "add_facts",
+    "elements",
+    "locate",
+    "read_facts",
+    "read_shards",
+    "write_shard",
+]
 
 ANSWERS = "answers-*.safetensors"
 """Pattern of the shards' file names."""
 
-FACTS = "facts.json"
-"""Name of the file that tells of the teacher."""
-
+_FACTS = "facts.json"  # the file that tells of who answered
 _ABOUT = "kd"  # the entry of a shard's metadata
 
 Keys = NDArray[np.uint64]
@@ -123,19 +132,23 @@ def write_shard(folder: Path, shard: Shard) -> Path:
     return path
 
 
-def read_shards(folder: Path, teacher: str) -> tuple[list[Shard], list[str]]:
+def read_shards(
+    folder: Path, teacher: str, known: Sequence[Shard] = ()
+) -> tuple[list[Shard], list[str]]:
     """Open the shards of a folder; a damaged or foreign one is removed and told of.
 
     Args:
         folder: Where they are; it need not exist.
         teacher: Key of the teacher whose they must be.
+        known: Shards that are open already; their files are not read again.
 
     Returns:
         The shards in the order of their names, and a sentence for each one removed.
     """
     shards, notes = [], []
+    opened = {shard.path: shard for shard in known}
     for path in sorted(folder.glob(ANSWERS)):
-        shard, fault = _read(path, teacher)
+        shard, fault = (opened[path], "") if path in opened else _read(path, teacher)
         if shard is not None:
             shards.append(shard)
             continue
@@ -173,6 +186,20 @@ def _read(path: Path, teacher: str) -> tuple[Shard | None, str]:
         return None, "is damaged (its parts do not fit together)"
     os.utime(path)  # its last use, for who prunes
     return shard, ""
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what is known of who answered; what cannot be read is not known."""
+    try:
+        return dict(json.loads((folder / _FACTS).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Add to what is known of who answered; the folder must exist."""
+    with replacing(folder / _FACTS) as file:
+        file.write(json.dumps({**read_facts(folder), **facts}, indent=2).encode())
 
 
 def locate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.box import ROUNDED
@@ -91,12 +92,14 @@ def score_teacher(teacher: Teacher, rows: Sequence[Row], accuracy: float, f1: fl
         The score.
     """
 
-    def seconds_per_row() -> float:
-        return sum(1 / speed(model, rows) for model in teacher.models)
+    def seconds_per_row(part: Teacher) -> float:
+        return sum(1 / speed(model, rows) for model in part.models)
 
     parameters = sum(model.info.parameters for model in teacher.models)
-    rate = 1 / teacher.recall("seconds_per_row", seconds_per_row)
-    return Score(accuracy, f1, parameters, parameters * _BYTES / 1e6, rate)
+    seconds = sum(
+        part.recall("seconds_per_row", partial(seconds_per_row, part)) for part in teacher.parts
+    )
+    return Score(accuracy, f1, parameters, parameters * _BYTES / 1e6, 1 / seconds)
 
 
 def speed(model: EncoderClassifier, rows: Sequence[Row]) -> float:

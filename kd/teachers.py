@@ -94,6 +94,11 @@ class Teacher:
         return ()
 
     @property
+    def parts(self) -> tuple[Teacher, ...]:
+        """Teachers that are asked and cached each by itself: this one, or an ensemble's members."""
+        return (self,)
+
+    @property
     def key(self) -> str:
         """Digest of all that decides the answers to given token ids: the key of a cache."""
         raise TypeError(f"{type(self).__name__} does not implement key.")

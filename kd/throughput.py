@@ -36,8 +36,7 @@ class Throughput(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how long it took until here, and how much of it the teacher."""
         assert isinstance(pl_module, DistillationModule)
-        filling = pl_module.filling
-        self.phases["teacher"] = filling.seconds if filling else 0.0
+        self.phases["teacher"] = sum((one.seconds for one in pl_module.fillings), 0.0)
         self.phases["start"] = time.perf_counter() - self._made - self.phases["teacher"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

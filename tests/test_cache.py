@@ -1,18 +1,21 @@
+import hashlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
+import kd.shards
 from kd.asking import Texts, layer_fields
 from kd.cache import CachedTeacher
 from kd.data.collate import EncodedRows
-from kd.data.encode import encode
+from kd.data.encode import Encoded, encode
 from kd.errors import ConfigError, DataError
 from kd.shards import ANSWERS
 from kd.teachers import ModelTeacher
@@ -120,6 +123,59 @@ def test_only_new_texts_are_asked(asked_before):
     cached, split = filled(path, [*texts, "a new one", "and another"], folder)
     assert cached.teacher.asked == 2
     assert torch.equal(all_logits(cached, split)[: len(texts)], before)
+
+
+def test_answers_on_disk_are_let_go_and_each_file_is_read_once(asked_before, monkeypatch):
+    path, texts, folder, before = asked_before
+    monkeypatch.setattr("kd.asking._FLUSH_BYTES", 0)  # a shard for every batch
+    monkeypatch.setattr("kd.cache._TOKENS", {"cpu": 20})
+    written, alive, read = [], [], []
+
+    def write(folder, shard):
+        written.append(weakref.ref(shard))
+        alive.append(sum(one() is not None for one in written))
+        return kd.shards.write_shard(folder, shard)
+
+    def noted(path, teacher, _read=kd.shards._read):
+        read.append(path)
+        return _read(path, teacher)
+
+    monkeypatch.setattr("kd.cache.write_shard", write)
+    monkeypatch.setattr("kd.shards._read", noted)
+    cached, split = filled(path, [*texts, *texts_of(20, seed=1)], folder)
+    assert len(written) > 3
+    assert set(alive) == {1}
+    assert sorted(read) == sorted(folder.glob(f"*/{ANSWERS}"))
+    assert len(read) == 1 + len(written)
+    assert torch.equal(all_logits(cached, split)[: len(texts)], before)
+
+
+def split_of_ids(**views):
+    """A split of rows whose token ids are given, by view of a teacher."""
+    encoded = {
+        f"teacher.{name}" if len(views) > 1 else "teacher": Encoded(
+            ids=np.concatenate(rows).astype(np.int32),
+            types=None,
+            starts=np.cumsum([0, *map(len, rows)]),
+            padding=0,
+        )
+        for name, rows in views.items()
+    }
+    count = len(next(iter(views.values())))
+    return EncodedRows([Row(place, f"text {place}") for place in range(count)], encoded)
+
+
+def test_texts_of_several_views_differ_though_their_ids_follow_one_another_alike():
+    texts = Texts.of([split_of_ids(a=[[5, 6], [5], [5]], b=[[7], [6, 7], [6, 7]])])
+    assert len(texts) == 2
+    assert sorted(np.bincount(texts.slots).tolist()) == [1, 2]
+
+
+def test_key_of_a_text_in_one_view_stays_as_it_was():
+    """Else all that is cached of a teacher of one tokenizer would be asked anew."""
+    texts = Texts.of([split_of_ids(a=[[5, 6]])])
+    digest = hashlib.blake2b(np.array([5, 6], dtype=np.int32).tobytes(), digest_size=16)
+    assert texts.keys.tobytes() == digest.digest()
 
 
 def test_other_weights_are_another_teacher(asked_before, make_model):

@@ -435,6 +435,20 @@ def test_nested_members_are_cached_by_themselves(folders, make_model):
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=0)
 
 
+def test_parts_are_what_is_asked_by_itself(folders, make_model):
+    inner = EnsembleTeacher(members(folders))
+    third = ModelTeacher(written(make_model, "third"))
+    teacher = EnsembleTeacher({"both": inner, "c": third})
+    assert teacher.parts == (*inner.teachers.values(), third)
+    whole = CachedTeacher(teacher)
+    assert whole.parts == (whole,)
+    folds = OutOfFoldTeacher("runs/teacher", "teacher.yaml")
+    assert folds.parts == (folds,), "one of its members answers, and nobody knows which"
+    asked = teacher.parts
+    teacher.wrapped(CachedTeacher)
+    assert tuple(part.teacher for part in teacher.parts) == asked
+
+
 def test_an_ensemble_cached_as_a_whole_answers_alike(folders):
     live = ensemble(folders)
     teacher = CachedTeacher(ensemble(folders), precision="float32")

@@ -1,5 +1,5 @@
 import shutil
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -7,9 +7,11 @@ from lightning import Callback, Trainer, seed_everything
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from kd.cache import CachedTeacher
 from kd.checkpoints import SafeCheckpointIO
 from kd.data.datamodule import TextDataModule
 from kd.data.sources import Source
+from kd.ensembles import EnsembleTeacher
 from kd.errors import ConfigError, RunError
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
@@ -325,6 +327,47 @@ def test_the_teacher_is_asked_once_about_each_text(make_module, csv_file, monkey
     splits = [data.encoded(role).views["teacher"] for role in ("train", "validation")]
     texts = {tuple(one.ids[s:e]) for one in splits for s, e in pairwise(one.starts)}
     assert len(asked) == len(texts) > 1
+
+
+@pytest.mark.parametrize("terms", [("labels", "logits"), ("labels",)])
+def test_evaluation_asks_once_about_each_batch_and_is_no_training_time(
+    make_module, csv_file, monkeypatch, terms
+):
+    asked = []
+    answer = CachedTeacher.__call__
+
+    def noted(self, batch, needs):
+        asked.append(batch.index.tolist())
+        return answer(self, batch, needs)
+
+    monkeypatch.setattr(CachedTeacher, "__call__", noted)
+    module = make_module(objectives={name: both()[name] for name in terms})
+    data = data_of(csv_file, validation_fraction=0.5, eval_batch_size=4)
+    fit(module, data)
+    assert (module.teacher_time.seconds() > 0) == module.taught
+    asked.clear()
+    trainer_of().validate(module, datamodule=data, verbose=False)
+    assert len(asked) == 5
+    assert sorted(chain(*asked)) == sorted(row.index for row in data.rows["validation"])
+    assert module.teacher_time.seconds() == 0
+
+
+def test_fillings_are_those_of_all_caches(make_module, make_model, csv_file, tmp_path):
+    alone = make_module(taught=False)
+    members = {name: ModelTeacher(str(make_model(name))) for name in "ab"}
+    student = EncoderClassifier(path=str(make_model("student", num_hidden_layers=1)))
+    module = DistillationModule(student, EnsembleTeacher(members), both())
+    assert module.fillings == []
+    module.answers_folder = tmp_path / "answers"
+    for one in (alone, module):
+        fit(one, data_of(csv_file))
+    assert alone.fillings == []
+    assert module.fillings == [part.filling for part in module.teacher.teachers.values()]
+    assert {one.folder for one in module.fillings} == {*(tmp_path / "answers").iterdir()}
+    assert all(one.seconds > 0 for one in module.fillings)
+    module.cache = False
+    fit(module, data_of(csv_file))
+    assert [one.folder for one in module.fillings] == [None, None]
 
 
 def test_other_rows_are_asked_again(make_module, make_model, csv_file, tmp_path):

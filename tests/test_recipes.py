@@ -541,6 +541,29 @@ def test_second_run_asks_the_teacher_nothing(
     assert asked, "without a cache it is asked again"
 
 
+def test_second_run_of_an_ensemble_asks_no_member(
+    root: Path, csv_file: Path, make_model: MakeModel, asked: list[int]
+) -> None:
+    members = {
+        name: {"class_path": "ModelTeacher", "init_args": {"path": str(make_model(name))}}
+        for name in ("a", "b")
+    }
+    teacher = {"class_path": "EnsembleTeacher", "init_args": {"teachers": members}}
+    words = [f"--model.teacher={json.dumps(teacher)}", *taught(make_model)[1:]]
+    runs = []
+    for name in ("student", "other"):
+        asked.clear()
+        runs.append(fit(root, csv_file, make_model(name), *words))
+        assert bool(asked) == (name == "student")
+    first, second = map(read_manifest, runs)
+    folders = [str(path) for path in (root / ".cache").iterdir()]
+    assert len(folders) == 2
+    assert sorted(first["keys"]["cache"].split(", ")) == sorted(folders)
+    assert second["keys"] == first["keys"]
+    assert second["results"]["teacher"] == first["results"]["teacher"], "the speed is recalled"
+    assert min(one["seconds"]["teacher"] for one in (first, second)) > 0
+
+
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

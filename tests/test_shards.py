@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from kd.errors import RunError
-from kd.shards import ANSWERS, Shard, elements, locate, read_shards, write_shard
+from kd.shards import (
+    ANSWERS,
+    Shard,
+    add_facts,
+    elements,
+    locate,
+    read_facts,
+    read_shards,
+    write_shard,
+)
 
 
 def keys_of(count, seed=0):
@@ -109,6 +118,38 @@ def test_shard_of_another_teacher_is_stale(tmp_path):
 
 def test_no_folder_is_no_shard(tmp_path):
     assert read_shards(tmp_path / "none", "t") == ([], [])
+
+
+def test_shards_that_are_open_are_not_read_again(tmp_path):
+    for seed in (1, 2):
+        write_shard(tmp_path, shard_of(keys_of(3, seed)))
+    known, _ = read_shards(tmp_path, "t")
+    new = write_shard(tmp_path, shard_of(keys_of(3, seed=3)))
+    known[0].path.write_bytes(b"who read this would find it damaged")
+    shards, notes = read_shards(tmp_path, "t", known)
+    assert not notes
+    assert [shard.path for shard in shards] == sorted([new, *(shard.path for shard in known)])
+    assert all(any(shard is one for shard in shards) for one in known)
+    known[1].path.unlink()
+    assert len(read_shards(tmp_path, "t", known)[0]) == 2, "what is gone is not held"
+
+
+def test_facts_are_added_to_those_that_are_known(tmp_path):
+    assert read_facts(tmp_path / "none") == {}
+    add_facts(tmp_path, {"teacher": "a", "seconds": 0.1 + 0.2})
+    add_facts(tmp_path, {"teacher": "b"})
+    assert read_facts(tmp_path) == {"teacher": "b", "seconds": 0.1 + 0.2}
+    assert not list(tmp_path.glob(ANSWERS))
+
+
+@pytest.mark.parametrize("content", [b"{", b"3", b"[1]", b"\xff"])
+def test_facts_that_cannot_be_read_are_not_known(tmp_path, content):
+    add_facts(tmp_path, {"teacher": "a"})
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    assert read_facts(tmp_path) == {}
+    add_facts(tmp_path, {"teacher": "b"})
+    assert read_facts(tmp_path) == {"teacher": "b"}
 
 
 def test_file_in_the_way_is_one_sentence(tmp_path):

@@ -3,9 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification
 
+from kd.cache import CachedTeacher
+from kd.data.collate import EncodedRows
+from kd.data.encode import encode
 from kd.ensembles import EnsembleTeacher
 from kd.inference import Classifier
 from kd.summary import Score, as_plain, measure, score, score_teacher, show, speed
@@ -79,6 +83,34 @@ def test_teacher_of_several_models_adds_up(make_model, rows):
     alone = teachers["a"].model
     assert scored.parameters == 2 * alone.info.parameters
     assert scored.rows_per_second < 0.9 * speed(alone, rows)
+
+
+def test_speed_of_each_cached_member_is_measured_once(make_model, rows, tmp_path, monkeypatch):
+    measured = []
+
+    def timed(model, rows):
+        measured.append(model.path)
+        return speed(model, rows)
+
+    monkeypatch.setattr("kd.summary.speed", timed)
+    paths = {name: str(make_model(name)) for name in "abc"}
+
+    def scored(*names):
+        teacher = EnsembleTeacher(
+            {name: CachedTeacher(ModelTeacher(paths[name])) for name in names}
+        )
+        teacher.keep_in(tmp_path / "answers")
+        teacher.load(LABELS)
+        encoded = {name: encode(rows, view) for name, view in teacher.views(32).items()}
+        split = EncodedRows(rows, {"student": next(iter(encoded.values())), **encoded})
+        teacher.prepare([split], frozenset({"logits"}), torch.device("cpu"))
+        return score_teacher(teacher, rows, 0.9, 0.8).rows_per_second
+
+    assert scored("a", "b") == scored("b", "a")
+    assert measured == [paths["a"], paths["b"]]
+    assert 1 / scored("a", "b") == pytest.approx(1 / scored("a") + 1 / scored("b"))
+    scored("b", "c")
+    assert measured == [paths["a"], paths["b"], paths["c"]]
 
 
 def test_the_box_shows_every_figure(capsys, tmp_path):

@@ -256,6 +256,7 @@ def test_base_does_nothing_where_nothing_need_be_done():
     with teacher.lowered():
         assert teacher.models == ()
     assert teacher.wrapped(lambda given: [given]) == [teacher]
+    assert teacher.parts == (teacher,)
 
 
 def test_base_says_what_is_missing(tokenizer):
