@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kd.cache import CachedTeacher
+    from kd.data.augment import (
+        OCR,
+        Augmenter,
+        Keyboard,
+        Mixed,
+        Spelling,
+        WordCrop,
+        WordDrop,
+        WordSwap,
+    )
     from kd.data.datamodule import TextDataModule
+    from kd.data.generated import BackTranslation, Contextual
     from kd.data.sources import Source
+    from kd.data.synonyms import Synonym
+    from kd.data.variants import Augmentation
     from kd.ensembles import EnsembleTeacher, OutOfFoldTeacher
     from kd.errors import ConfigError, DataError, KDError, ModelError, RunError
     from kd.inference import Classifier, Prediction
@@ -46,11 +59,16 @@ if TYPE_CHECKING:
     from kd.types import Batch, ModelInfo, Outputs, Row
 
 __all__ = [
+    "OCR",
     "AttentionKD",
+    "Augmentation",
+    "Augmenter",
+    "BackTranslation",
     "Batch",
     "CachedTeacher",
     "Classifier",
     "ConfigError",
+    "Contextual",
     "ContrastiveKD",
     "CosineKD",
     "DataError",
@@ -64,9 +82,11 @@ __all__ = [
     "HiddenKD",
     "JensenShannonKD",
     "KDError",
+    "Keyboard",
     "LogitKD",
     "LogitMSE",
     "MiniLMKD",
+    "Mixed",
     "ModelError",
     "ModelInfo",
     "ModelTeacher",
@@ -83,14 +103,35 @@ __all__ = [
     "Shrink",
     "SimilarityKD",
     "Source",
+    "Spelling",
+    "Synonym",
     "Teacher",
     "TextDataModule",
+    "WordCrop",
+    "WordDrop",
+    "WordSwap",
 ]
 
 _ROOMS = {
     "kd.cache": ("CachedTeacher",),
+    "kd.data.augment": (
+        "OCR",
+        "Augmenter",
+        "Keyboard",
+        "Mixed",
+        "Spelling",
+        "WordCrop",
+        "WordDrop",
+        "WordSwap",
+    ),
     "kd.data.datamodule": ("TextDataModule",),
+    "kd.data.generated": (
+        "BackTranslation",
+        "Contextual",
+    ),
     "kd.data.sources": ("Source",),
+    "kd.data.synonyms": ("Synonym",),
+    "kd.data.variants": ("Augmentation",),
     "kd.ensembles": (
         "EnsembleTeacher",
         "OutOfFoldTeacher",

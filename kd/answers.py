@@ -1,4 +1,4 @@
-"""What teachers' caches hold: listed, and pruned when it is no longer used.
+"""What caches hold, of teachers' answers and of variants: listed, and pruned.
 
 Knows the files, not who wrote them; a cache is filled by `fit` or by `cache --config`.
 """
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from kd.console import print_line
 from kd.errors import ConfigError, RunError
-from kd.runs import answers_folder
-from kd.shards import ANSWERS, read_facts
+from kd.runs import answers_folder, variants_folder
+from kd.shards import read_facts
 
 __all__ = ["Held", "held", "list_answers", "prune_answers"]
 
@@ -26,7 +26,7 @@ _DAY = 24 * 60 * 60
 
 @dataclass(frozen=True)
 class Held:
-    """The answers of one teacher.
+    """The answers of one teacher, or all variants.
 
     Args:
         path: Its folder.
@@ -45,8 +45,10 @@ def held(root: str) -> list[Held]:
     """Return what is held below a folder of runs, the longest unused first."""
     found = []
     for folder in answers_folder(root).glob("*/"):
-        files = list(folder.glob(ANSWERS))
         teacher = str(read_facts(folder).get("teacher", "unknown"))
+        if folder == variants_folder(root):
+            teacher = "(variants of training rows)"
+        files = [file for file in folder.iterdir() if file.suffix != ".json"]
         times = [file.stat().st_mtime for file in files] or [folder.stat().st_mtime]
         size = sum(file.stat().st_size for file in folder.iterdir())
         found.append(Held(folder, teacher, size, max(times)))
@@ -54,7 +56,7 @@ def held(root: str) -> list[Held]:
 
 
 def list_answers(root: str = "runs") -> None:
-    """List the teachers whose answers are kept.
+    """List the teachers whose answers are kept, and the variants.
 
     Args:
         root: Folder of the runs.
@@ -64,7 +66,7 @@ def list_answers(root: str = "runs") -> None:
         used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
         table.add_row(one.path.name, one.teacher, f"{one.size / 1e6:,.1f}", used)
     if not table.row_count:
-        print_line(f"no teacher's answers are kept in {answers_folder(root)}")
+        print_line(f"nothing is kept in {answers_folder(root)}")
         return
     console = Console()
     if not console.is_terminal:
@@ -75,7 +77,7 @@ def list_answers(root: str = "runs") -> None:
 def prune_answers(
     root: str = "runs", unused_days: float = 30.0, key: str | None = None, everything: bool = False
 ) -> None:
-    """Remove answers that nobody has used for some time, or those of one teacher, or all.
+    """Remove what nobody has used for some time, or what has one key, or all.
 
     Args:
         root: Folder of the runs.

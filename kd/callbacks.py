@@ -5,6 +5,7 @@ Callbacks write where the run tells them; they know no objective and compute no 
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,9 @@ class RunDirectory(Callback):
         print_line(data.summary())
         if self.run is None:
             return
+        augmentation = data.augmentation()
+        if augmentation:
+            self.run.write_text("augmentation.json", json.dumps(augmentation, indent=2) + "\n")
         wandb_id = next(
             (str(logger.version) for logger in trainer.loggers if _is_wandb(logger)), None
         )

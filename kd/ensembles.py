@@ -221,7 +221,8 @@ class OutOfFoldTeacher(Teacher):
     Here one recipe is trained once for each fold, without the texts of that fold; the fold of a
     text is a digest of its content modulo ``folds``. So equal texts are in one fold, and exactly
     one member answers for a text of any split, unlabelled or not (cross-fitting: Dao et al. 2021,
-    arXiv 2104.09732). Texts that only the tokenizer takes for equal may be in different folds.
+    arXiv 2104.09732); a variant is in the fold of its original. Texts that only the tokenizer
+    takes for equal may be in different folds.
     Near: :class:`EnsembleTeacher` asks all its members about every text.
 
     Args:
@@ -321,7 +322,7 @@ class OutOfFoldTeacher(Teacher):
         """
         if batch.content is None:
             raise DataError("A batch without content has no folds for OutOfFoldTeacher.")
-        folds = batch.content % len(self.members)
+        folds = (batch.content if batch.family is None else batch.family) % len(self.members)
         parts, places = [], []
         for fold, member in enumerate(self.members):
             rows = torch.nonzero(folds == fold)[:, 0]

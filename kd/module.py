@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -36,6 +38,8 @@ from kd.types import Batch, ModelInfo, Outputs
 
 __all__ = ["DistillationModule"]
 
+_JUDGED = 256  # rows at once, of like length
+
 
 class _DataSource(Protocol):
     """What the module asks of a data module."""
@@ -43,6 +47,8 @@ class _DataSource(Protocol):
     labels: tuple[str, ...]
     max_length: int
     multi_label: bool
+    needs_teacher: bool
+    asks_teacher: bool
 
     def texts(self) -> Sequence[str]:
         """Return the training texts."""
@@ -52,6 +58,9 @@ class _DataSource(Protocol):
 
     def encoded(self, role: str) -> EncodedRows:
         """Return a split as all views read it."""
+
+    def judge(self, probabilities: NDArray[np.float32]) -> None:
+        """Let the teacher decide about training rows."""
 
 
 class DistillationModule(LightningModule):
@@ -151,16 +160,36 @@ class DistillationModule(LightningModule):
         if not self._is_ready:
             self._load(data)
             self._is_ready = True
+        if stage == "fit" and data.needs_teacher and self.teacher is None:
+            raise ConfigError(
+                "data.augment.labels takes labels from variants, but there is no model.teacher to "
+                "give them others: set it to keep, or name a teacher."
+            )
         unlabelled = any(term.has_weight and not term.uses_labels for term in self.terms.values())
         data.connect(self._views(data.max_length), unlabelled)
         roles = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
-        asked = [role for role in roles.get(stage, ()) if self.taught or role != "train"]
+        judges = stage == "fit" and data.asks_teacher
+        asked = [role for role in roles.get(stage, ()) if self.taught or judges or role != "train"]
         if self.teacher is None or not asked:
             return
         device = self.trainer.strategy.root_device
         self.teacher.keep_in(self.answers_folder if self.cache else None)
         self.teacher.prepare([data.encoded(role) for role in asked], self._teacher_needs, device)
         self.teacher_time = Stopwatch(device)
+        if judges:
+            data.judge(self._probabilities_of(data.encoded("train")))
+
+    def _probabilities_of(self, rows: EncodedRows) -> NDArray[np.float32]:
+        """Return what the teacher gives each row, `[rows, C]`."""
+        assert self.teacher is not None
+        order = np.argsort(rows.lengths, kind="stable")
+        found = np.zeros((len(rows), len(self.student.info.labels)), dtype=np.float32)
+        for start in range(0, len(rows), _JUDGED):
+            chosen = order[start : start + _JUDGED]
+            with torch.inference_mode():
+                answer = self.teacher(rows.batch(chosen), frozenset({"logits"}))
+            found[chosen] = self._probabilities(answer.logits).cpu().numpy()
+        return found
 
     def _load(self, data: _DataSource) -> None:
         texts = data.texts() if self.student.wants_texts else ()

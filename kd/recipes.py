@@ -33,15 +33,17 @@ from kd.callbacks import (
 )
 from kd.checkpoints import SafeCheckpointIO, resumable
 from kd.console import print_line
+from kd.data import generated, synonyms  # noqa: F401 - recipes name their classes
+from kd.data.augment import Augmenter
 from kd.data.datamodule import TextDataModule
-from kd.errors import ConfigError
+from kd.errors import ConfigError, KDError
 from kd.export import export_checkpoint
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.parsing import allow_imports, explain
 from kd.references import find_models
-from kd.runs import Run, answers_folder, check_name, claim, global_rank
+from kd.runs import Run, answers_folder, check_name, claim, global_rank, variants_folder
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
@@ -137,7 +139,9 @@ class RecipeCLI(LightningCLI):
                 for subparser in self._subcommand_parsers.values()
                 for action in subparser._actions
             }
-            raise explain(error, sorted(keys), (Objective, Teacher, EncoderClassifier)) from error
+            raise explain(
+                error, sorted(keys), (Objective, Teacher, EncoderClassifier, Augmenter)
+            ) from error
 
     def _parse_ckpt_path(self) -> None:
         """Leave the command line as it is: a checkpoint holds no configuration."""
@@ -176,7 +180,12 @@ class RecipeCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Construct module, data and trainer; the models load later."""
         with self._recorded():
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                if isinstance(error.__cause__, KDError):  # of an optional part, such as augment
+                    raise error.__cause__ from None
+                raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Construct the trainer around the run directory."""
@@ -217,6 +226,8 @@ class RecipeCLI(LightningCLI):
     ) -> None:
         """Train, export the best student, and show what it is worth."""
         with self._recorded():
+            if not self.options.trainer.fast_dev_run:
+                datamodule.variants_folder = variants_folder(self.options.run.root)
             datamodule.read("fit")
             self._find_references(model, train_missing=True)
             self.is_training = True

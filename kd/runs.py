@@ -40,6 +40,7 @@ __all__ = [
     "process_identity",
     "read_manifest",
     "resolve",
+    "variants_folder",
     "verify",
     "versions",
 ]
@@ -87,6 +88,11 @@ def check_name(name: str) -> str:
 def answers_folder(root: str) -> Path:
     """Return where the caches of teachers lie: beside the runs, for all of them."""
     return Path(root, ".cache")
+
+
+def variants_folder(root: str) -> Path:
+    """Return where the variants of training rows lie: among the caches, as one more."""
+    return answers_folder(root) / "variants"
 
 
 def checksum(file: BufferedReader) -> dict[str, str | int]:

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -549,6 +550,22 @@ def test_every_row_is_answered_by_the_model_that_has_not_seen_it(folds):
         distances = [float((logits[row] - each.logits[row]).abs().max()) for each in answers]
         assert distances[fold] < 1e-6
         assert min(distances[:fold] + distances[fold + 1 :]) > 1e-3
+
+
+def test_a_variant_is_answered_in_the_fold_of_its_original(folds):
+    teacher = out_of_fold(folds)
+    split = split_of(teacher, [*TEXTS, *MORE])
+    rows = list(split.rows)
+    half = len(rows) // 2
+    varied = [replace(row, origin=rows[i].index) for i, row in enumerate(rows[half:])]
+    family = EncodedRows([*rows[:half], *varied], split.views)
+    logits = teacher(all_of(family), LOGITS).logits
+    answers, _ = right_answers(folds, split)
+    content = [row.content for row in rows[:half]]
+    right = [number % FOLDS for number in [*content, *content[: len(varied)]]]
+    assert right != [row.content % FOLDS for row in rows]
+    for row, fold in enumerate(right):
+        assert float((logits[row] - answers[fold].logits[row]).abs().max()) < 1e-6
 
 
 def test_all_fields_come_from_the_same_model(folds):

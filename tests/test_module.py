@@ -1,4 +1,5 @@
 import shutil
+from collections import Counter
 from itertools import chain, pairwise
 
 import pytest
@@ -9,10 +10,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from kd.cache import CachedTeacher
 from kd.checkpoints import SafeCheckpointIO
+from kd.data.augment import WordDrop
 from kd.data.datamodule import TextDataModule
 from kd.data.sources import Source
+from kd.data.variants import Augmentation
 from kd.ensembles import EnsembleTeacher
 from kd.errors import ConfigError, RunError
+from kd.inference import Classifier
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import HardLabel, LogitKD, Objective
@@ -508,3 +512,100 @@ def test_a_batch_moves_as_lightning_moves_it(make_module, csv_file):
     moved = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
     assert isinstance(moved, Batch)
     assert moved.views["student"] is moved.views["teacher"]
+
+
+# --- Variants of training rows --------------------------------------------------------------------
+
+
+def plan(**options):
+    return Augmentation([WordDrop(share=0.4)], **{"variants": 2, "processes": 1, **options})
+
+
+def chosen_by(teacher, rows):
+    """What the teacher says of texts, asked by another way."""
+    classifier = Classifier.from_pretrained(teacher)
+    return [answer.probabilities for answer in classifier.predict([row.text for row in rows])]
+
+
+def test_variants_on_which_the_teacher_turns_round_are_left_out(make_module, make_model, csv_file):
+    teacher = make_model("judge", initializer_range=0.5)
+    kept = []
+    for confidence in (None, 0.6):
+        data = data_of(csv_file, augment=plan(flip_confidence=confidence))
+        fit(make_module(teacher=teacher), data)
+        kept.append(data.rows["train"])
+    every, judged = kept
+    origins = {row.index: row for row in every if row.origin is None}
+    answers = dict(zip([row.index for row in every], chosen_by(teacher, every), strict=True))
+    flipped = set()
+    for row in every:
+        if row.origin is not None:
+            mine, theirs = answers[row.index], answers[row.origin]
+            best = max(mine, key=mine.get)
+            if best != max(theirs, key=theirs.get) and mine[best] >= 0.6:
+                flipped.add(row.index)
+    assert 0 < len(flipped) < len(every) - len(origins)
+    assert [row for row in every if row.index not in flipped] == judged
+    trained = {index for batch in data.train_dataloader() for index in batch.index.tolist()}
+    assert trained == {row.index for row in judged}
+    assert len(data.variants.flipped) == len(flipped)
+
+
+def test_the_teacher_labels_variants(make_module, make_model, csv_file):
+    teacher = make_model("judge", initializer_range=0.5)
+    data = data_of(csv_file, augment=plan(labels="teacher", flip_confidence=None))
+    fit(make_module(teacher=teacher), data)
+    answers = chosen_by(teacher, data.rows["train"])
+    for row, answer in zip(data.rows["train"], answers, strict=True):
+        if row.origin is not None:
+            assert data.labels[row.label] == max(answer, key=answer.get)
+    assert any(row.label != origin.label for row, origin in with_origins(data.rows["train"]))
+
+
+def with_origins(rows):
+    known = {row.index: row for row in rows}
+    return [(row, known[row.origin]) for row in rows if row.origin is not None]
+
+
+def test_variants_of_unlabelled_rows_are_learnt_from_the_teacher(make_module, csv_file, tmp_path):
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(f'{{"text": "{text} {n}"}}\n' for n, text in enumerate(TEXTS)))
+    data = data_of(csv_file, augment=plan(unlabelled_variants=3), roles={"unlabelled": str(more)})
+    fit(make_module(), data)
+    fates = Counter((row.label is None, row.origin is None) for row in data.rows["train"])
+    assert fates[True, True] == 8
+    assert fates[True, False] > 8
+    alone = data_of(csv_file, augment=plan(), roles={"unlabelled": str(more)})
+    fit(make_module(taught=False), alone)
+    trained = {index for batch in alone.train_dataloader() for index in batch.index.tolist()}
+    assert trained == {row.index for row in alone.rows["train"] if row.label is not None}
+
+
+def test_variants_are_never_measured_on(make_module, csv_file):
+    plain, data = data_of(csv_file), data_of(csv_file, augment=plan())
+    for one in (plain, data):
+        fit(make_module(), one)
+    assert data.rows["validation"] == plain.rows["validation"]
+    assert len(data.rows["train"]) > 2 * len(plain.rows["train"])
+    assert [row for row in data.rows["train"] if row.origin is None] == plain.rows["train"]
+
+
+def test_variants_without_labels_need_a_teacher(make_module, csv_file):
+    for labels in ("drop", "teacher"):
+        with pytest.raises(ConfigError, match=r"data\.augment\.labels .* teacher"):
+            fit(make_module(taught=False), data_of(csv_file, augment=plan(labels=labels)))
+
+
+def test_a_teacher_that_is_only_measured_judges_too(make_module, make_model, csv_file):
+    teacher = make_model("judge", initializer_range=0.5)
+    module = make_module(teacher=teacher, objectives={"labels": HardLabel()})
+    data = data_of(csv_file, augment=plan(flip_confidence=0.6))
+    fit(module, data)
+    assert not module.taught
+    assert data.variants.flipped
+
+
+def test_the_vocabulary_is_made_of_originals(csv_file):
+    data = data_of(csv_file, augment=plan())
+    data.read("fit")
+    assert list(data.texts()) == [row.text for row in data.rows["train"] if row.origin is None]

@@ -90,7 +90,8 @@ def test_run_folder_is_as_described(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = [f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
-    main(["fit", *given, "--run.name=quickstart", *QUICKLY])
+    given += ["--run.name=quickstart", "--data.augment.augmenters=[WordDrop]"]
+    main(["fit", *given, *QUICKLY])
     described = next(block for block in blocks("text") if block.startswith("runs/quickstart"))
     names = re.findall(r"^  (\S+?)/? ", described, flags=re.MULTILINE)
     run = tmp_path / "runs" / "quickstart" / "version_0"

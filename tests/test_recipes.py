@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -361,6 +362,9 @@ def test_every_recipe_fits(recipe: Path, root: Path, csv_file: Path, make_model:
         else:
             words.append(f"--model.teacher.path={folder}")
         words += ["--model.student.tokenizer=null"]
+    for augmenter in content["data"].get("augment", {}).get("augmenters", []):
+        augmenter["init_args"] = {"thesaurus": "builtin"}  # WordNet is not everywhere
+        words.append(f"--data.augment.augmenters=[{json.dumps(augmenter)}]")
     main(["fit", *words])
     run = root / recipe.stem / "version_0"
     assert read_manifest(run)["status"] == "finished"
@@ -516,8 +520,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-def taught(make_model: MakeModel, *more: str) -> list[str]:
-    path = make_model("t")
+def taught(make_model: MakeModel, *more: str, **sizes: float) -> list[str]:
+    path = make_model("t", **sizes)
     words = [f"--model.teacher={{class_path: ModelTeacher, init_args: {{path: {path}}}}}"]
     words += ["--model.objectives.labels=HardLabel", "--model.objectives.logits=LogitKD"]
     return [*words, *more]
@@ -615,7 +619,97 @@ def test_cache_fills_ahead_lists_and_prunes(
     main(["cache", "prune", f"--root={root}", f"--key={folder.name[:6]}"])
     assert not folder.exists()
     main(["cache", "list", f"--root={root}"])
-    assert "no teacher's answers are kept" in capsys.readouterr().out
+    assert "nothing is kept" in capsys.readouterr().out
+
+
+DROPS = "--data.augment.augmenters=[{class_path: WordDrop, init_args: {share: 0.4}}]"
+
+
+def test_augmented_run_tells_what_became_of_its_variants(
+    root: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    asked: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = taught(make_model, DROPS, "--data.augment.variants=3", initializer_range=0.5)
+    words += ["--data.augment.flip_confidence=0.5"]
+    student = make_model()
+    run = fit(root, csv_file, student, *words)
+    told = json.loads((run / "augmentation.json").read_text())
+    reasons = ("unchanged", "duplicate", "held out", "flipped")
+    assert told["made"] == 3 * 36 == told["kept"] + sum(told[reason] for reason in reasons)
+    assert told["flipped"] > 0
+    assert len(told["examples"]) == 10
+    assert f"augment = 108 variants, made in 0.0 s: {told['kept']} kept" in capsys.readouterr().out
+    assert "augmentation.json" in read_manifest(run)["checksums"]
+    asked.clear()
+    again = fit(root, csv_file, student, *words)
+    assert "augment = 108 variants, read in" in capsys.readouterr().out
+    assert not asked, "variants are texts like others to the cache"
+    first, second = weights_of(run), weights_of(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert read_manifest(again)["data"] == read_manifest(run)["data"]
+    other = fit(root, csv_file, student, *words, "--data.augment.seed=1")
+    assert read_manifest(other)["data"]["train"] != read_manifest(run)["data"]["train"]
+    assert read_manifest(other)["data"]["validation"] == read_manifest(run)["data"]["validation"]
+    main(["cache", "list", f"--root={root}"])
+    assert "(variants of training rows)" in capsys.readouterr().out
+
+
+def test_augmenters_are_chained_and_mixed_in_a_recipe(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    chain = [
+        {"class_path": "Mixed", "init_args": {"augmenters": [{"class_path": "WordSwap"},
+            {"class_path": "Synonym", "init_args": {"thesaurus": "builtin"}}], "weights": [1, 2]}},
+        {"class_path": "Keyboard"},
+    ]  # fmt: skip
+    run = fit(root, csv_file, make_model(), f"--data.augment={json.dumps({'augmenters': chain})}")
+    assert json.loads((run / "augmentation.json").read_text())["kept"] > 20
+    main(["fit", f"--config={run / 'config.yaml'}"])
+    again = root / "run" / "version_1"
+    assert read_manifest(again)["data"] == read_manifest(run)["data"]
+
+
+def test_only_fit_makes_variants(
+    root: Path, csv_file: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(root, csv_file, make_model(), DROPS)
+    shutil.rmtree(root / ".cache")
+    capsys.readouterr()
+    main(["validate", f"--config={run / 'config.yaml'}"])
+    assert "augment" not in capsys.readouterr().out
+    assert not (root / ".cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--data.augment.augmenters=[{class_path: WordDrops}]", "did you mean WordDrop"),
+        ("--data.augment.augmenters=[{class_path: os.system}]", "os.system"),
+        ("--data.augment.augmenters=[{class_path: WordDrop, init_args: {p: 1}}]", "p is no option"),
+        ("--data.augment.augmenters=[]", "augment.augmenters is empty"),
+        ("--data.augment={augmenters: [WordDrop], labels: teacher}", "name a teacher"),
+        (
+            "--data.augment={augmenters: [WordDrop], class_variants: {joy: 1}}",
+            "none of the classes",
+        ),
+    ],
+)
+def test_wrong_augmentation_is_one_sentence(
+    root: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    capsys: pytest.CaptureFixture[str],
+    word: str,
+    said: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(root, csv_file, make_model(), word)
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
 
 
 def test_out_of_fold_teachers_are_trained_without_what_they_answer(

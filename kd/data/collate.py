@@ -67,6 +67,12 @@ class EncodedRows:
         vars(other).update(content=self.content, _columns=self._columns)
         return other
 
+    def select(self, rows: Sequence[Row], keep: NDArray[np.bool_]) -> EncodedRows:
+        """Return the rows that are kept, or others with their texts, in their order."""
+        distinct = {id(view): view.select(keep) for view in self.views.values()}
+        views = {name: distinct[id(view)] for name, view in self.views.items()}
+        return EncodedRows(rows, views, self.classes)
+
     def batch(self, chosen: NDArray[np.int64]) -> Batch:
         """Return some rows as a batch, each view padded to its own longest row."""
         padded: dict[int, Inputs] = {}
@@ -81,6 +87,7 @@ class EncodedRows:
             labels=columns["labels"],
             index=columns["index"],
             content=columns["content"],
+            family=columns.get("family"),
             weights=columns.get("weights"),
             tokens=int(self.lengths[chosen].sum()),
         )
@@ -93,6 +100,12 @@ class EncodedRows:
             "index": torch.tensor([row.index for row in self.rows]),
             "content": torch.from_numpy(self.content),
         }
+        if any(row.origin is not None for row in self.rows):
+            content = {
+                row.index: n for row, n in zip(self.rows, self.content.tolist(), strict=True)
+            }
+            origins = [row.index if row.origin is None else row.origin for row in self.rows]
+            columns["family"] = torch.tensor([content[origin] for origin in origins])
         if any(row.weight != 1.0 for row in self.rows):
             columns["weights"] = torch.tensor([row.weight for row in self.rows])
         device = next(iter(self.views.values())).device

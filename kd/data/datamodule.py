@@ -10,16 +10,20 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 
 from kd.data.collate import EncodedRows, EvaluationBatches, TrainingBatches
 from kd.data.encode import View, encode
 from kd.data.rows import Fields, Table, canonical_rows, report_rows, resolve_labels
 from kd.data.sources import Source, available_roles, read
 from kd.data.splits import hide_labels, leaking, select_rows, stratified_split
+from kd.data.variants import Augmentation, Variants, judge, make_variants
 from kd.errors import ConfigError, DataError
 from kd.types import Row
 
@@ -53,6 +57,7 @@ class TextDataModule(LightningDataModule):
         tokens_per_batch: Tokens per training batch of a rank, padding included, instead of
             ``batch_size`` rows: fills a GPU evenly.
         max_length: Tokens after which a text is cut.
+        augment: How the training rows are multiplied; null is not at all.
         fold: Number of a fold and of all folds: train without the rows of this fold, whose texts'
             digests say which rows they are. Out-of-fold teachers are trained like this.
         split_seed: Of the validation split and of the choices above; not of training.
@@ -81,6 +86,7 @@ class TextDataModule(LightningDataModule):
         eval_batch_size: int = 128,
         tokens_per_batch: int | None = None,
         max_length: int = 128,
+        augment: Augmentation | None = None,
         fold: tuple[int, int] | None = None,
         split_seed: int = 0,
     ) -> None:
@@ -122,13 +128,17 @@ class TextDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.tokens_per_batch = tokens_per_batch
         self.max_length = max_length
+        self.augment = augment
         self.fold = fold
         self.split_seed = split_seed
         self.labels: tuple[str, ...] = ()
         self.rows: dict[str, list[Row]] = {}
         self.notes: list[str] = []
+        self.variants: Variants | None = None
+        self.variants_folder: Path | None = None
         self._views: dict[str, View] = {}
         self._unlabelled = True
+        self._is_judged = False
         self._encoded: dict[str, EncodedRows] = {}
         self._training: TrainingBatches | None = None
         self._position = (0, 0)
@@ -137,28 +147,39 @@ class TextDataModule(LightningDataModule):
         """Read and check the rows that a stage needs; a second call costs nothing.
 
         Args:
-            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+            stage: ``fit``, which alone needs variants, ``validate``, ``test`` or ``predict``.
 
         Raises:
             DataError: If a file, split, column or row cannot be used.
+            ConfigError: If an augmenter lacks what it needs.
         """
+        if stage == "fit" and self.augment is not None:
+            for augmenter in self.augment.augmenters:
+                augmenter.prepare()
         if "train" not in self.rows:
             self._read_training()
+        if stage == "fit" and self.augment is not None and self.variants is None:
+            train, held_out = self.rows["train"], self.rows["validation"]
+            self.variants = make_variants(
+                train, self.augment, self.labels, held_out, self.variants_folder
+            )
+            self.rows["train"] = train + self.variants.rows
         role = _EVALUATED.get(stage)
         if role and role not in self.rows:
             self.rows[role] = self._read_evaluated(role)
 
     def prepare_data(self) -> None:
         """Download what a hub source needs, once per node."""
-        self.read("fit")
+        self.read("validate")
 
     def setup(self, stage: str) -> None:
         """Read the rows on this rank."""
         self.read(stage)
 
     def texts(self) -> Sequence[str]:
-        """Return the training texts, labelled or not, second texts of pairs too."""
-        pieces = ((row.text, row.pair) for row in self.rows["train"])
+        """Return the training texts, labelled or not, second texts of pairs too; no variants."""
+        originals = (row for row in self.rows["train"] if row.origin is None)
+        pieces = ((row.text, row.pair) for row in originals)
         return [text for pair in pieces for text in pair if text is not None]
 
     def connect(self, views: dict[str, View], unlabelled: bool) -> None:
@@ -173,9 +194,42 @@ class TextDataModule(LightningDataModule):
             self._encoded.clear()
         self._views, self._unlabelled = views, unlabelled
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether variants have no label of their own."""
+        return self.augment is not None and self.augment.labels != "keep"
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher decides about some training rows; see :meth:`judge`."""
+        plan, found = self.augment, self.variants
+        return plan is not None and plan.asks_teacher and bool(found) and not self._is_judged
+
+    def judge(self, probabilities: NDArray[np.float32]) -> None:
+        """Let the teacher decide about the variants, once.
+
+        Args:
+            probabilities: What it gives each row of ``encoded("train")``, `[rows, C]`.
+        """
+        assert self.augment is not None
+        assert self.variants is not None
+        encoded = self._encoded["train"]
+        kept, flipped = judge(encoded.rows, probabilities, self.augment)
+        known, gone = {row.index: row for row in kept}, {row.index for row in flipped}
+        keep = np.array([row.index not in gone for row in encoded.rows])
+        self._encoded["train"] = encoded.select(kept, keep)
+        rows = [known.get(row.index, row) for row in self.rows["train"] if row.index not in gone]
+        self.rows["train"], self.variants.flipped = rows, flipped
+        self.variants.rows = [row for row in rows if row.origin is not None]
+        self._is_judged = True
+
+    def augmentation(self) -> dict[str, Any] | None:
+        """Return what became of the variants, with ten examples, for a file; null if none."""
+        return None if self.variants is None else self.variants.as_plain(self.rows["train"])
+
     def summary(self) -> str:
         """Return how many rows there are, and what was found amiss, a line each."""
-        train = self.rows["train"]
+        train = [row for row in self.rows["train"] if row.origin is None]
         unlabelled = sum(row.label is None for row in train)
         use = "" if self._unlabelled else ", left out: no objective learns from them"
         parts = [f"{len(train) - unlabelled} labelled"]
@@ -183,7 +237,8 @@ class TextDataModule(LightningDataModule):
         parts += [f"{len(self.rows['validation'])} validation rows"]
         classes = "any of the classes" if self.multi_label else "classes"
         counts = f"data = {', '.join(parts)}; {classes} {', '.join(self.labels)}"
-        return "\n".join([counts, *(f"note: {note}" for note in self.notes)])
+        made = [str(self.variants)] if self.variants else []
+        return "\n".join([counts, *made, *(f"note: {note}" for note in self.notes)])
 
     def fingerprints(self) -> dict[str, str]:
         """Return a digest of the rows of each split that was read."""

@@ -76,6 +76,13 @@ class Encoded:
         """Return the same rows, their batches being cut out on a device."""
         return replace(self, device=device)
 
+    def select(self, keep: NDArray[np.bool_]) -> Encoded:
+        """Return the rows that are kept."""
+        tokens, lengths = np.repeat(keep, self.lengths), self.lengths[keep]
+        types = None if self.types is None else self.types[tokens]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return replace(self, ids=self.ids[tokens], types=types, starts=starts)
+
     def pad(self, rows: NDArray[np.int64]) -> Inputs:
         """Return some rows as tensors `[B, L]`, L being the longest of them."""
         lengths = self.lengths[rows]
