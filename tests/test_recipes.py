@@ -31,6 +31,9 @@ TINY = [
 ]
 
 
+DROPS = "--data.augment.augmenters=[{class_path: WordDrop, init_args: {share: 0.4}}]"
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "runs"
@@ -450,12 +453,16 @@ def test_two_ranks_share_one_directory_and_count_every_row_once(
 def test_two_ranks_share_the_filling_and_answer_as_one(
     root: Path, csv_file: Path, make_model: MakeModel
 ) -> None:
-    """Also a loss that reads no logits: under DDP every weight of the student needs a gradient."""
+    """Also a loss that reads no logits: under DDP every weight of the student needs a gradient.
+
+    And variants, judged by the teacher: both ranks must come to the same rows.
+    """
     student = make_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     given = [f"--model.student.path={student}", f"--data.source.train={csv_file}", *TINY]
-    given += [taught(make_model)[0], "--trainer.max_epochs=2"]
+    given += [taught(make_model, initializer_range=0.5)[0], "--trainer.max_epochs=2"]
+    given += [DROPS, "--data.augment.variants=2", "--data.augment.flip_confidence=0.5"]
     given += ["--model.objectives.hidden={class_path: HiddenKD, init_args: {layers: {1: 2}}}"]
-    losses, answers = [], []
+    losses, answers, rows = [], [], []
     for name, more in (("one", []), ("two", ["--trainer.strategy=ddp", "--trainer.devices=2"])):
         words = ["fit", *given, f"--run.root={root / name}", "--run.name=run", *more]
         process = start(*words)
@@ -463,8 +470,11 @@ def test_two_ranks_share_the_filling_and_answer_as_one(
         assert process.returncode == 0, output
         assert output.count("cache = ") == 1, "rank 0 alone speaks"
         assert output.count(" asked of the teacher in ") == 1
-        losses.append(metrics(root / name / "run" / "version_0")["val/objective"])
-        (folder,) = (root / name / ".cache").iterdir()
+        run = root / name / "run" / "version_0"
+        losses.append(metrics(run)["val/objective"])
+        assert json.loads((run / "augmentation.json").read_text())["flipped"] > 0
+        rows.append(read_manifest(run)["data"]["train"])
+        (folder,) = (path for path in (root / name / ".cache").iterdir() if path.name != "variants")
         shards, notes = read_shards(folder, folder.name)
         assert not notes
         found = {}
@@ -475,6 +485,7 @@ def test_two_ranks_share_the_filling_and_answer_as_one(
         answers.append((len(shards), found))
     (_, one), (parts, two) = answers
     assert parts >= 2, "both ranks wrote"
+    assert rows[0] == rows[1]
     assert one.keys() == two.keys()
     assert all(torch.equal(a, b) for key in one for a, b in zip(one[key], two[key], strict=True))
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -620,9 +631,6 @@ def test_cache_fills_ahead_lists_and_prunes(
     assert not folder.exists()
     main(["cache", "list", f"--root={root}"])
     assert "nothing is kept" in capsys.readouterr().out
-
-
-DROPS = "--data.augment.augmenters=[{class_path: WordDrop, init_args: {share: 0.4}}]"
 
 
 def test_augmented_run_tells_what_became_of_its_variants(

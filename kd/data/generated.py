@@ -170,7 +170,8 @@ class BackTranslation(Augmenter):
     Near: `Contextual` replaces single words, and is many times faster.
 
     Args:
-        forward: Hub id or folder of a model that translates texts as they are, without a prefix.
+        forward: Hub id or folder of a model that translates texts as they are, without a prefix;
+            those of opus-mt need the package sentencepiece.
         backward: Hub id or folder of one that translates back.
         beams: Translations of which each one is drawn.
         batch_size: Sentences that a model reads at once; fewer if they have over 64 tokens.

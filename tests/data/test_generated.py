@@ -290,9 +290,9 @@ def test_pieces_that_were_taken_out_are_no_words(folders):
     sentence = cut("the red dog runs")
     shorter = sentence.without({sentence.free[0], sentence.free[2]})
     (new,) = Contextual(folders["wordpiece"], share=1.0, candidates=4).vary([shorter], [Random(0)])
-    words = new.text.split()
-    assert len(words) == 2
-    assert not set(words) & {"red", "runs"}
+    first, second = new.text.split()
+    assert first != "red"
+    assert second != "runs"
 
 
 @every_kind
