@@ -158,6 +158,8 @@ class _WordNet:
         self._irregular = {
             part: _by_lemma(wordnet._exception_map[part]) for part in ("n", "v")
         }  # private to nltk, and the only place that knows "bought"
+        with wordnet.open("cntlist.rev") as lines:  # Lemma.count() seeks in this file each time
+            self._seen = {line.partition(" ")[0] for line in lines}
         self.of_word = lru_cache(maxsize=200_000)(self._of_word)
         self.of_sentence = lru_cache(maxsize=_SENTENCES)(self._of_sentence)
 
@@ -183,10 +185,15 @@ class _WordNet:
             other.name(): None
             for sense in self._net.synsets(lemma, pos=part)[:senses]
             for other in sense.lemmas()
-            if other.name() != lemma and _is_common(other)
+            if other.name() != lemma and self._is_common(other)
         }
         forms = [self._inflected(name, part, ending) for name in names]
         return [form for form in forms if form]
+
+    def _is_common(self, lemma: Any) -> bool:
+        """Tell whether it is one word, in small letters, that was ever seen in this meaning."""
+        name: str = lemma.name()
+        return name.isalpha() and name.islower() and lemma.key() in self._seen
 
     def _inflected(self, lemma: str, part: str, ending: str) -> str | None:
         """Return a form of a word, null where it has none or one that is not known."""
@@ -199,12 +206,6 @@ class _WordNet:
         form = _regular(lemma, ending)
         is_known = (not own or ending == "ing") and self._net.morphy(form, part) == lemma
         return form if is_known else None
-
-
-def _is_common(lemma: Any) -> bool:
-    """Tell whether a word is one word, in small letters, and was ever seen in this meaning."""
-    name: str = lemma.name()
-    return name.isalpha() and name.islower() and lemma.count() > 0
 
 
 def _by_lemma(forms: dict[str, list[str]]) -> dict[str, list[str]]:
