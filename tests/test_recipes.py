@@ -141,6 +141,24 @@ def test_teacher_is_trained_first_once_and_then_found(
             assert loss == pytest.approx(0.5 * labels + 0.5 * logits, abs=1e-5)
 
 
+def test_student_may_begin_with_layers_of_a_teacher_that_is_trained_first(
+    root: Path, csv_file: Path, make_model: MakeModel, tmp_path: Path
+) -> None:
+    teacher, path = tmp_path / "teacher.yaml", root / "teacher"
+    student = {"class_path": "EncoderClassifier", "init_args": {"path": str(make_model())}}
+    data = {"source": {"train": str(csv_file)}, "batch_size": 8, "max_length": 16}
+    trainer = {"max_epochs": 1, "accelerator": "cpu"}
+    recipe = {"model": {"student": student}, "data": data, "trainer": trainer}
+    teacher.write_text(yaml.safe_dump(recipe))
+    words = ["--model.student.keep_layers=[0, 2]", "--model.objectives.logits=LogitKD"]
+    words += [f"--model.teacher={{class_path: ModelTeacher, init_args: {{path: {path}, "]
+    words[-1] += f"recipe: {teacher}}}}}"
+    run = fit(root, csv_file, path, *words)
+    assert read_manifest(run)["references"] == {str(path): str(path / "version_0" / "student")}
+    results = read_manifest(run)["results"]
+    assert results["student"]["parameters"] < results["teacher"]["parameters"]
+
+
 def test_validate_test_and_predict_use_the_newest_finished_run(
     root: Path,
     csv_file: Path,
