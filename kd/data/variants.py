@@ -14,6 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +31,11 @@ from kd.types import Row
 __all__ = ["Augmentation", "Variants", "judge", "make_variants"]
 
 _VERSION = 1  # of what the same settings make of a text
-_CHUNK = 1000  # texts that a process changes at once
+_CHUNK = 500  # texts that are changed, and kept, at once
 _FEW = 4000  # variants that are sooner made here than by processes that must start
 _EXAMPLES = 10
+
+_Chunk = tuple[Sequence[str], Sequence[int]]  # texts, and how many variants of each
 
 
 @dataclass
@@ -231,53 +235,62 @@ def make_variants(
 def _known_or_made(
     texts: Sequence[str], counts: Sequence[int], plan: Augmentation, folder: Path | None
 ) -> tuple[dict[str, list[str]], bool]:
-    """Return the variants of each text, and whether they were found."""
-    path = folder / f"{_key(texts, counts, plan)}.parquet" if folder else None
-    found = _read(path, counts) if path else None
-    is_known = found is not None
-    if found is None:
-        with progress_bar("variants", sum(counts)) as advance:
-            found = []
-            for chunk in _made(texts, counts, plan):
-                found += chunk
-                advance(sum(map(len, chunk)))
-        for augmenter in plan.augmenters:
-            augmenter.release()
-        if path:
-            _write(path, found)
-    return dict(zip(texts, found, strict=True)), is_known
+    """Return the variants of each text, and whether all were found; a chunk is kept once made."""
+    starts = range(0, len(texts), _CHUNK)
+    chunks = [(texts[i : i + _CHUNK], counts[i : i + _CHUNK]) for i in starts]
+    facts = _facts(plan) if folder else b""
+    paths = [folder / f"{_key(*chunk, facts)}.parquet" if folder else None for chunk in chunks]
+    found = [_read(path, chunk[1]) for path, chunk in zip(paths, chunks, strict=True)]
+    missing = [number for number, variants in enumerate(found) if not variants]
+    with progress_bar("variants", sum(sum(chunks[number][1]) for number in missing)) as advance:
+        made = _made([chunks[number] for number in missing], plan)
+        for number, variants in zip(missing, made, strict=True):
+            found[number] = variants
+            _write(paths[number], variants)
+            advance(sum(chunks[number][1]))
+    for augmenter in plan.augmenters:
+        augmenter.release()
+    return dict(zip(texts, chain.from_iterable(found), strict=True)), not missing
 
 
-def _key(texts: Sequence[str], counts: Sequence[int], plan: Augmentation) -> str:
-    """Return a digest of all that decides about the variants."""
+def _facts(plan: Augmentation) -> bytes:
+    """Return all that decides about the variants of a text."""
     facts = {
         "version": _VERSION,
         "augmenters": [augmenter.describe() for augmenter in plan.augmenters],
         "protect": sorted(plan.protect),
         "seed": plan.seed,
     }
-    state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    return json.dumps(facts, sort_keys=True).encode()
+
+
+def _key(texts: Sequence[str], counts: Sequence[int], facts: bytes) -> str:
+    state = hashlib.sha256(facts)
     for text, count in zip(texts, counts, strict=True):
         state.update(f"{count}\0{text}\0".encode())
     return state.hexdigest()[:32]
 
 
-def _read(path: Path, counts: Sequence[int]) -> list[list[str]] | None:
-    """Return what was kept, null where it is missing, damaged or of other texts."""
+def _read(path: Path | None, counts: Sequence[int]) -> list[list[str]]:
+    """Return what was kept; nothing where it is missing, damaged or of other texts."""
     from pyarrow import ArrowException, parquet
 
+    if path is None:
+        return []
     try:
         table = parquet.read_table(path, page_checksum_verification=True)
         found: list[list[str]] = table["variants"].to_pylist()
     except (OSError, ArrowException, KeyError):
-        return None
+        return []
     os.utime(path)  # its last use, for who prunes
-    return found if [len(variants) for variants in found] == list(counts) else None
+    return found if [len(variants) for variants in found] == list(counts) else []
 
 
-def _write(path: Path, variants: Sequence[Sequence[str]]) -> None:
+def _write(path: Path | None, variants: Sequence[Sequence[str]]) -> None:
     from pyarrow import parquet, table
 
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -289,25 +302,20 @@ def _write(path: Path, variants: Sequence[Sequence[str]]) -> None:
         ) from error
 
 
-def _made(
-    texts: Sequence[str], counts: Sequence[int], plan: Augmentation
-) -> Iterator[list[list[str]]]:
-    """Yield the variants of some texts after the other, in their order."""
-    how = plan.augmenters, plan.protect, plan.seed
-    chunks = [
-        (texts[start : start + _CHUNK], counts[start : start + _CHUNK], *how)
-        for start in range(0, len(texts), _CHUNK)
-    ]
+def _made(chunks: Sequence[_Chunk], plan: Augmentation) -> Iterator[list[list[str]]]:
+    """Yield the variants of the texts of each chunk, in their order."""
+    vary = partial(vary_texts, augmenters=plan.augmenters, protect=plan.protect, seed=plan.seed)
     processes = min(plan.processes or os.cpu_count() or 1, len(chunks))
     here = any(augmenter.loads_model for augmenter in plan.augmenters)
-    if here or processes == 1 or (plan.processes is None and sum(counts) < _FEW):
-        yield from (vary_texts(*chunk) for chunk in chunks)
+    few = sum(sum(counts) for _, counts in chunks) < _FEW and plan.processes is None
+    if here or few or processes < 2:
+        yield from (vary(*chunk) for chunk in chunks)
         return
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
     working = Parallel(n_jobs=processes, return_as="generator")
-    yield from working(delayed(vary_texts)(*chunk) for chunk in chunks)
+    yield from working(delayed(vary)(*chunk) for chunk in chunks)
     get_reusable_executor().shutdown()  # else they keep their memory through training
 
 

@@ -160,6 +160,32 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
         make_variants(ROWS, plan_of(), LABELS, folder=tmp_path / "file" / "variants")
 
 
+class Stops(WordDrop):
+    """Is cut off once it has met some texts, as by a kill."""
+
+    left = 0
+
+    def change(self, sentence, draw):
+        Stops.left -= 1
+        if Stops.left == 0:
+            raise KeyboardInterrupt
+        return super().change(sentence, draw)
+
+
+def test_what_was_made_before_a_kill_is_kept(tmp_path):
+    rows = [Row(i, text, label) for i, (text, label) in enumerate(generate("unlabelled")[:1800])]
+    Stops.left = 1300
+    with pytest.raises(KeyboardInterrupt):
+        make_variants(rows, plan_of(Stops()), LABELS, folder=tmp_path)
+    assert len([*tmp_path.iterdir()]) == 2
+    Stops.left = 0
+    again = make_variants(rows, plan_of(Stops()), LABELS, folder=tmp_path)
+    assert 800 <= -Stops.left < 900, "the first thousand were not made again"
+    assert [row.text for row in again.rows] == [
+        row.text for row in make_variants(rows, plan_of(WordDrop()), LABELS).rows
+    ]
+
+
 def test_your_own_augmenter_works_in_the_chain():
     made = make_variants(ROWS[:20], plan_of(WordDrop(), Asks()), LABELS)
     assert all("?" in row.text for row in made.rows)
