@@ -62,18 +62,18 @@ class Batch:
             :data:`UNLABELLED` where a row has no label.
         index: ``Row.index`` of each row, `[B]`.
         content: Digest of each row's text, `[B]`: equal numbers are equal texts, in any split.
-        family: Digest of the text that each row was made from, `[B]`; null where all are originals.
         weights: ``Row.weight`` of each row, `[B]`; null where all are 1.
         tokens: How many tokens the student reads, without padding; known without the device.
+        family: Digest of the text that each row was made from, `[B]`; null where all are originals.
     """
 
     views: Mapping[str, Inputs]
     labels: Tensor
     index: Tensor
     content: Tensor | None = None
-    family: Tensor | None = None
     weights: Tensor | None = None
     tokens: int = 0
+    family: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,9 +96,9 @@ class Batch:
             labels=move(self.labels),
             index=move(self.index),
             content=None if self.content is None else move(self.content),
-            family=None if self.family is None else move(self.family),
             weights=None if self.weights is None else move(self.weights),
             tokens=self.tokens,
+            family=None if self.family is None else move(self.family),
         )
 
 

@@ -153,12 +153,10 @@ def test_a_synonym_is_never_an_intensifier(found):
 
 
 def test_without_wordnet_and_network_one_sentence_says_what_to_do(tmp_path):
-    code = (
-        "from kd.cli import main; main(['fit', '--config', 'configs/quickstart.yaml', "
-        "'--data.augment.augmenters=[{class_path: Synonym}]', '--run.root', '"
-        + str(tmp_path)
-        + "'])"
-    )
+    words = ["fit", "--config=configs/quickstart.yaml", f"--run.root={tmp_path}"]
+    given = "{class_path: Synonym, init_args: {thesaurus: wordnet}}"
+    words.append(f"--data.augment.augmenters=[{given}]")
+    code = f"from kd.cli import main; main({words})"
     nowhere = {"https_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     env = {"PATH": os.environ["PATH"], "NLTK_DATA": str(tmp_path), **nowhere}
     answer = subprocess.run(
