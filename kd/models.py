@@ -7,8 +7,7 @@ that a recipe is checked before gigabytes are read. This room knows no data, tea
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
 from kd.configuration import dropout_of, read_config
 from kd.errors import ConfigError, ModelError
@@ -38,7 +36,7 @@ from kd.layers import (
 from kd.projections import PROJECTIONS, captured
 from kd.shrink import Shrink, shrunk
 from kd.types import Inputs, ModelInfo, Outputs
-from kd.vocabulary import digest, load_tokenizer, reason, train_wordpiece
+from kd.vocabulary import digest, load_tokenizer, quiet, reason, train_wordpiece
 
 __all__ = ["EncoderClassifier"]
 
@@ -131,7 +129,7 @@ class EncoderClassifier(nn.Module):
             ModelError: If there is no such model, model and tokenizer do not fit, or a new head
                 would be needed where none may be.
         """
-        with _quiet():
+        with quiet():
             if self.path:
                 network, tokenizer = self._from_path(fresh_head)
             else:
@@ -155,7 +153,7 @@ class EncoderClassifier(nn.Module):
                 f"embedding has {network.config.vocab_size}: they do not belong together."
             )
         if self.shrink is not None:
-            with _quiet():
+            with quiet():
                 network, tokenizer, self.notes = shrunk(
                     network, tokenizer, list(texts), self.shrink
                 )
@@ -283,7 +281,7 @@ class EncoderClassifier(nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer as a folder that ``transformers`` loads."""
         assert self.tokenizer is not None
-        with _quiet():
+        with quiet():
             self.loaded.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -357,20 +355,6 @@ class EncoderClassifier(nn.Module):
                 f"EncoderClassifier's config makes no model: {reason(error)}."
             ) from error
         return network, tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing bars and tables: what matters is said by an error."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _complete(

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoTokenizer, BertTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from kd.errors import ModelError
 
-__all__ = ["digest", "load_tokenizer", "reason", "train_wordpiece"]
+__all__ = ["digest", "load_tokenizer", "quiet", "reason", "train_wordpiece"]
 
 _LETTERS = 1000  # of a trained vocabulary at most; rarer ones are unknown
 
@@ -105,3 +107,17 @@ def reason(error: Exception) -> str:
     """Return the first sentence of a library's message, on one line and without its full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(". ")[0].rstrip(".!")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing bars and tables: what matters is said by an error."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -58,7 +58,7 @@ class Augmenter:
         self.share = share
 
     def prepare(self) -> None:
-        """Find or fetch what is needed; called once, before any model is trained."""
+        """Find or fetch what is needed; called before variants are made and any model loads."""
 
     def release(self) -> None:
         """Forget what was loaded; called when all variants are made, before training."""
@@ -182,8 +182,7 @@ class WordDrop(Augmenter):
 
     def change(self, sentence: Sentence, draw: Random) -> Sentence:
         """Return the sentence without a share of its free words."""
-        most = sum(bool(piece) and not piece.isspace() for piece in sentence.pieces) // 2
-        count = min(self.count(sentence), most)
+        count = min(self.count(sentence), sentence.half)
         return sentence.without(set(_shuffled(sentence.free, draw)[:count]))
 
 
@@ -195,8 +194,7 @@ class WordCrop(Augmenter):
 
     def change(self, sentence: Sentence, draw: Random) -> Sentence:
         """Return the sentence without a run of its free words."""
-        most = sum(bool(piece) and not piece.isspace() for piece in sentence.pieces) // 2
-        count = min(self.count(sentence), most)
+        count = min(self.count(sentence), sentence.half)
         if not sentence.free or not count:
             return sentence
         first = int(draw.random() * len(sentence.free))

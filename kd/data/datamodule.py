@@ -153,9 +153,6 @@ class TextDataModule(LightningDataModule):
             DataError: If a file, split, column or row cannot be used.
             ConfigError: If an augmenter lacks what it needs.
         """
-        if stage == "fit" and self.augment is not None:
-            for augmenter in self.augment.augmenters:
-                augmenter.prepare()
         if "train" not in self.rows:
             self._read_training()
         if stage == "fit" and self.augment is not None and self.variants is None:

@@ -25,12 +25,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import logging
 
 from kd.data.augment import Augmenter, pick
 from kd.data.sentence import Sentence, cut, is_plain
 from kd.errors import ConfigError, ModelError
-from kd.vocabulary import load_tokenizer, reason
+from kd.vocabulary import load_tokenizer, quiet, reason
 
 __all__ = ["BackTranslation", "Contextual"]
 
@@ -273,20 +272,14 @@ def _digest(path: Path) -> str:
 @contextmanager
 def _explained(option: str, path: str) -> Iterator[None]:
     """Keep transformers quiet, and say in one sentence what it raises."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
+        with quiet():
+            yield
     except _FAILURES as error:
         raise ConfigError(
             f"data.augment.augmenters ({option}={path}) cannot be used: {reason(error)}; give the "
             "folder or the hub id of such a model, and without a network one fetched before."
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _find(option: str, path: str, auto: Any) -> Any:

@@ -83,6 +83,11 @@ class Sentence:
         """The text."""
         return "".join(self.pieces)
 
+    @property
+    def half(self) -> int:
+        """Half of the pieces that are not blank: no more may be left out."""
+        return sum(bool(piece) and not piece.isspace() for piece in self.pieces) // 2
+
     def are_neighbours(self, left: int, right: int) -> bool:
         """Tell whether nothing but a blank stands between two positions."""
         return all(piece.isspace() or not piece for piece in self.pieces[left + 1 : right])

@@ -197,7 +197,7 @@ def make_variants(
         none is the text of another row. ``labels: teacher`` keeps labels until :func:`judge`.
 
     Raises:
-        ConfigError: If ``class_variants`` names no class.
+        ConfigError: If ``class_variants`` names no class, or an augmenter lacks what it needs.
     """
     started = time.perf_counter()
     counts = plan.counts(rows, labels)
@@ -242,14 +242,17 @@ def _known_or_made(
     paths = [folder / f"{_key(*chunk, facts)}.parquet" if folder else None for chunk in chunks]
     found = [_read(path, chunk[1]) for path, chunk in zip(paths, chunks, strict=True)]
     missing = [number for number, variants in enumerate(found) if not variants]
-    with progress_bar("variants", sum(sum(chunks[number][1]) for number in missing)) as advance:
-        made = _made([chunks[number] for number in missing], plan)
-        for number, variants in zip(missing, made, strict=True):
-            found[number] = variants
-            _write(paths[number], variants)
-            advance(sum(chunks[number][1]))
-    for augmenter in plan.augmenters:
-        augmenter.release()
+    if missing:
+        for augmenter in plan.augmenters:
+            augmenter.prepare()
+        wanted = [chunks[number] for number in missing]
+        with progress_bar("variants", sum(sum(counts) for _, counts in wanted)) as advance:
+            for number, variants in zip(missing, _made(wanted, plan), strict=True):
+                found[number] = variants
+                _write(paths[number], variants)
+                advance(sum(chunks[number][1]))
+        for augmenter in plan.augmenters:
+            augmenter.release()
     return dict(zip(texts, chain.from_iterable(found), strict=True)), not missing
 
 
