@@ -33,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command line without the program; null takes that of the process.
 
     Raises:
-        SystemExit: With 0 after help or version, with 2 after an error.
+        SystemExit: With 0 after help or version, with 2 after an error, with 75 after a pause.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0] if arguments else "--help"
@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except KDError as error:
         sys.stdout.flush()
         sys.stderr.write(f"kd: error: {error}\n")
-        raise SystemExit(2) from error
+        raise SystemExit(error.exit_code) from error
     except BrokenPipeError:
         # a reader such as head has enough; keep Python from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

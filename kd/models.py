@@ -213,14 +213,15 @@ class EncoderClassifier(nn.Module):
                 output_attentions="attentions" in needs,
             )
         layers = network.config.num_hidden_layers
-        outputs = Outputs(
+        return Outputs(
             logits=answer.logits,
             hidden_states=_complete(answer, "hidden_states", layers + 1, needs),
             attentions=_complete(answer, "attentions", layers, needs),
+            queries=projections.get("queries"),
+            keys=projections.get("keys"),
+            values=projections.get("values"),
             mask=inputs["attention_mask"],
-            **projections,
         )
-        return outputs
 
     @property
     def wants_texts(self) -> bool:
@@ -251,6 +252,7 @@ class EncoderClassifier(nn.Module):
             heads=network.config.num_attention_heads,
             vocabulary=digest(self.tokenizer),
             multi_label=is_multi_label(network.config),
+            tokens=network.config.vocab_size,
         )
 
     @property

@@ -1,25 +1,42 @@
 """The words that every room shares: rows, batches and what a model answers.
 
 Letters in shapes: ``B`` batch, ``L`` tokens, ``D`` width, ``H`` heads, ``C`` classes,
-``V`` vocabulary. This room knows no model, no file and no objective.
+``V`` vocabulary, ``R`` rationale tokens. This room knows no model, no file and no objective.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["UNLABELLED", "Batch", "Inputs", "ModelInfo", "Outputs", "Row"]
+__all__ = ["UNLABELLED", "Annotation", "Batch", "Inputs", "ModelInfo", "Outputs", "Row"]
 
 UNLABELLED = -100
 """The label of a row that has none; PyTorch's ``ignore_index``."""
 
 Inputs = Mapping[str, Tensor]
 """What one model reads: ``input_ids``, ``attention_mask`` and, for pairs, ``token_type_ids``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What a language model, or a person, said about a row of training; never about another.
+
+    Args:
+        label: Position of the class that it named, or null.
+        confidence: How sure it was, from 0 to 1, or null.
+        rationale: Why, without the words that give the label away; null where nothing is taught.
+        evidence: Parts of the text that show it: first character and the one after the last.
+    """
+
+    label: int | None = None
+    confidence: float | None = None
+    rationale: str | None = None
+    evidence: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +51,7 @@ class Row:
         pair: The second text of a sentence pair.
         origin: ``index`` of the row that this one was made from, or null for an original.
         weight: How much the row counts in every row-wise term of the loss.
+        annotation: What was said about it, in training.
     """
 
     index: int
@@ -42,6 +60,7 @@ class Row:
     pair: str | None = None
     origin: int | None = None
     weight: float = 1.0
+    annotation: Annotation | None = None
 
     @property
     def content(self) -> int:
@@ -56,8 +75,10 @@ class Batch:
     """Rows as tensors: one encoding per view.
 
     Args:
-        views: Inputs by view name; ``student`` always, ``teacher`` where there is one. Views with
-            equal vocabularies share the same tensors.
+        views: Inputs by view name; ``student`` always, ``teacher`` where there is one; in training
+            also ``privileged`` (text and rationale), ``rationale`` (that alone) and ``explain``
+            (the text, asked for a rationale), where an objective reads them. Equal views share
+            tensors.
         labels: Class positions, `[B]`, or 1 for each class that a row has, `[B, C]`;
             :data:`UNLABELLED` where a row has no label.
         index: ``Row.index`` of each row, `[B]`.
@@ -65,6 +86,10 @@ class Batch:
         weights: ``Row.weight`` of each row, `[B]`; null where all are 1.
         tokens: How many tokens the student reads, without padding; known without the device.
         family: Digest of the text that each row was made from, `[B]`; null where all are originals.
+        privileged: What is known in training only, by name: ``weight`` `[B]`, 1 where a row has a
+            rationale to learn from and else 0; ``probabilities`` `[B, C]` as annotated, zeros where
+            not; ``embedding`` `[B, D]` of the rationale; ``evidence`` `[B, L]`, 1 for tokens that
+            were quoted, 0 for others, :data:`UNLABELLED` for rows and tokens that do not count.
     """
 
     views: Mapping[str, Inputs]
@@ -74,6 +99,7 @@ class Batch:
     weights: Tensor | None = None
     tokens: int = 0
     family: Tensor | None = None
+    privileged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,6 +125,7 @@ class Batch:
             weights=None if self.weights is None else move(self.weights),
             tokens=self.tokens,
             family=None if self.family is None else move(self.family),
+            privileged={name: move(value) for name, value in self.privileged.items()},
         )
 
 
@@ -114,6 +141,10 @@ class Outputs:
         keys: Likewise.
         values: Likewise.
         mask: `[B, L]`, 1 where there is a token.
+        privileged: What the same model answers when it is shown the rationale too.
+        again: What the same model answers when it is asked once more, with other dropout.
+        rationale_logits: `[B, R, V]`, of each rationale token given those before it.
+        weights: How much each row's answer counts, `[B]`; null where all count the same.
 
     Whoever is asked for some layers of a field may leave the others out, as null.
     """
@@ -125,6 +156,10 @@ class Outputs:
     keys: tuple[Tensor, ...] | None = None
     values: tuple[Tensor, ...] | None = None
     mask: Tensor | None = None
+    privileged: Outputs | None = None
+    again: Outputs | None = None
+    rationale_logits: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +174,7 @@ class ModelInfo:
         heads: Attention heads per layer, H.
         vocabulary: Digest of the tokenizer; equal digests encode every text alike.
         multi_label: Whether a row may have several classes: logits are then read by a sigmoid each.
+        tokens: Size of the vocabulary, V.
     """
 
     labels: tuple[str, ...]
@@ -148,3 +184,4 @@ class ModelInfo:
     heads: int
     vocabulary: str
     multi_label: bool = False
+    tokens: int = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from kd.errors import ConfigError
@@ -43,6 +44,9 @@ class Objective(nn.Module):
     needs: frozenset[str] = frozenset({"logits"})
     uses_teacher: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """What it reads of a batch that is there in training only: the views ``privileged``,
+    ``rationale`` and ``explain``, and ``embedding`` and ``evidence`` of ``Batch.privileged``."""
     asked: frozenset[str] | None
     """What the teacher is asked for instead of ``needs``; set by `bind` where it is less."""
     multi_label: bool
@@ -128,14 +132,17 @@ class Objective(nn.Module):
         Returns:
             `[B]`; null where all count the same.
         """
-        if not self.by_confidence or teacher is None:
+        if teacher is None:
             return batch.weights
-        logits = teacher.logits.detach().float()
-        if self.multi_label:
-            sure = (logits.abs().sigmoid()).mean(dim=-1)
-        else:
-            sure = logits.softmax(dim=-1).amax(dim=-1)
-        return sure if batch.weights is None else sure * batch.weights
+        factors = [batch.weights, teacher.weights]
+        if self.by_confidence:
+            logits = teacher.logits.detach().float()
+            if self.multi_label:
+                factors.append(logits.abs().sigmoid().mean(dim=-1))
+            else:
+                factors.append(logits.softmax(dim=-1).amax(dim=-1))
+        known = [factor for factor in factors if factor is not None]
+        return torch.stack(known).prod(dim=0) if known else None
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the unweighted term, a scalar.
