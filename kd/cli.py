@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
-from kd.errors import KDError
+from kd.errors import KDError, PauseError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "validate": "measure a run's student on its validation split",
     "test": "measure a run's student on its test split",
     "predict": "write a run's predictions for a split to parquet and csv",
+    "annotate": "let an LLM explain the label of every training text; resumable",
     "cache": "let a recipe's teacher answer ahead of training; cache list and cache prune",
     "export": "write a run's student as a folder that transformers.pipeline loads",
     "classify": "classify texts, a file or standard input with an exported student",
@@ -33,7 +35,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command line without the program; null takes that of the process.
 
     Raises:
-        SystemExit: With 0 after help or version, with 2 after an error, with 75 after a pause.
+        SystemExit: With 0 after help or version, with 2 after an error, with 75 after a pause, with
+            130 after Ctrl-C in `annotate`.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0] if arguments else "--help"
@@ -49,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
         _run(command, arguments)
     except KDError as error:
         sys.stdout.flush()
-        sys.stderr.write(f"kd: error: {error}\n")
+        kind = "paused" if isinstance(error, PauseError) else "error"
+        sys.stderr.write(f"kd: {kind}: {error}\n")
         raise SystemExit(error.exit_code) from error
     except BrokenPipeError:
         # a reader such as head has enough; keep Python from complaining about it at exit
@@ -61,6 +65,8 @@ def _run(command: str, arguments: Sequence[str]) -> None:
         from kd.recipes import run_recipe
 
         run_recipe(arguments)
+    elif command == "annotate":
+        _annotate(arguments[1:])
     elif command == "cache":
         _cache(arguments[1:])
     elif command == "export":
@@ -71,6 +77,48 @@ def _run(command: str, arguments: Sequence[str]) -> None:
         from kd.inference import classify
 
         _call("classify", classify, arguments[1:], many="texts")
+
+
+def _annotate(arguments: Sequence[str]) -> None:
+    """Build an annotator and its data from a recipe, and let it explain the texts."""
+    from jsonargparse import ArgumentParser
+
+    from kd.annotate import annotate
+    from kd.data import generated, synonyms  # noqa: F401 - recipes name their classes
+    from kd.data.datamodule import TextDataModule
+    from kd.parsing import allow_imports, explain
+    from kd.rationales import api, imported, local  # noqa: F401 - likewise
+    from kd.rationales.annotators import Annotator
+
+    allow_imports()
+    parser = ArgumentParser(
+        prog="kd annotate",
+        description=(annotate.__doc__ or "").split("\n\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="A recipe in YAML.")
+    parser.add_subclass_arguments(Annotator, "annotator", required=True)
+    parser.add_class_arguments(TextDataModule, "data")
+    built_apart: set[str | int] = {"annotator", "data", "recipe"}
+    parser.add_function_arguments(annotate, skip=built_apart, as_group=False)
+    for flag in ("--dry_run", "--retry_refused"):  # need no value
+        action = parser._option_string_actions[flag]
+        action.nargs, action.const = "?", "true"
+    try:
+        parsed = parser.parse_args(list(arguments))
+        files = parsed.pop("config") or []
+        parsed.name = parsed.name or (Path(str(files[0])).stem if files else "annotate")
+        recipe = parser.dump(parsed, skip_unset=False)
+        built = parser.instantiate(parsed)
+    except KDError:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds
+        if isinstance(error.__cause__, KDError):  # of an option inside another
+            raise error.__cause__ from None
+        keys = [action.dest for action in parser._actions]
+        raise explain(error, keys, (Annotator,)) from error
+    annotate(**vars(built), recipe=recipe)
 
 
 def _cache(arguments: Sequence[str]) -> None:

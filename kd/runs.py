@@ -28,9 +28,11 @@ from kd.errors import ConfigError, RunError
 from kd.files import replacing
 
 __all__ = [
+    "ANNOTATIONS",
     "MANIFEST",
     "Resolved",
     "Run",
+    "annotations_folder",
     "answers_folder",
     "check_name",
     "checksum",
@@ -47,6 +49,9 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 """Name of the file in which a run tells its story."""
+
+ANNOTATIONS = "annotations.parquet"
+"""Name of the file that a run of ``annotate`` writes."""
 
 _MASK = "***"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -93,6 +98,11 @@ def answers_folder(root: str) -> Path:
 def variants_folder(root: str) -> Path:
     """Return where the variants of training rows lie: among the caches, as one more."""
     return answers_folder(root) / "variants"
+
+
+def annotations_folder(root: str) -> Path:
+    """Return where the answers of annotators lie: in no cache, for they cost money."""
+    return Path(root, ".annotations")
 
 
 def checksum(file: BufferedReader) -> dict[str, str | int]:
