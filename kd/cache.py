@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from kd.asking import Texts, ask, layer_fields, shape_of, teacher_views
+from kd.classifiers import TextClassifier
 from kd.console import print_line, progress_bar
 from kd.data.collate import EncodedRows
 from kd.data.encode import View
 from kd.errors import ConfigError, DataError, RunError
 from kd.layers import class_probabilities
-from kd.models import EncoderClassifier
 from kd.shards import Shard, add_facts, elements, locate, read_facts, read_shards, write_shard
 from kd.teachers import Reference, Teacher
 from kd.types import Batch, ModelInfo, Outputs
@@ -142,7 +142,7 @@ class CachedTeacher(Teacher):
         return self._info or self.teacher.info
 
     @property
-    def models(self) -> tuple[EncoderClassifier, ...]:
+    def models(self) -> tuple[TextClassifier, ...]:
         """Models of the teacher."""
         return self.teacher.models
 

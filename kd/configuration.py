@@ -56,7 +56,7 @@ def read_config(path: str, model_type: str | None, revision: str | None) -> Pret
 def dropout_of(config: PretrainedConfig, dropout: float) -> dict[str, float]:
     """Find the family's own names for the dropout of hidden states and attention."""
     names = ["hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"]
-    names += ["embedding_dropout", "mlp_dropout"]
+    names += ["embedding_dropout", "mlp_dropout", "dropout_rate"]
     return {
         name: dropout for name in names if isinstance(getattr(config, name, None), (int, float))
     }

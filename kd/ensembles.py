@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows
 from kd.data.encode import View
 from kd.errors import ConfigError, DataError, ModelError
-from kd.models import EncoderClassifier
 from kd.teachers import ModelTeacher, Reference, Teacher
 from kd.types import Batch, ModelInfo, Outputs
 
@@ -145,7 +145,7 @@ class EnsembleTeacher(Teacher):
         return replace(self.teachers[self._lead].info, parameters=parameters)
 
     @property
-    def models(self) -> tuple[EncoderClassifier, ...]:
+    def models(self) -> tuple[TextClassifier, ...]:
         """Models of all members."""
         return tuple(model for teacher in self.teachers.values() for model in teacher.models)
 
@@ -283,7 +283,7 @@ class OutOfFoldTeacher(Teacher):
         return self.members[0].info
 
     @property
-    def models(self) -> tuple[EncoderClassifier, ...]:
+    def models(self) -> tuple[TextClassifier, ...]:
         """One member's model: it alone answers a text."""
         return self.members[0].models
 

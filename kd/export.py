@@ -11,7 +11,7 @@ from typing import Literal
 
 from kd.checkpoints import MODEL_FOLDER, SafeCheckpointIO
 from kd.errors import RunError
-from kd.models import EncoderClassifier
+from kd.models import choose_classifier
 from kd.runs import MANIFEST, read_manifest, versions
 
 __all__ = ["export", "export_checkpoint"]
@@ -38,14 +38,15 @@ def export_checkpoint(run: Path, checkpoint: Literal["best", "resume"], folder: 
     weights = {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
-    model = EncoderClassifier.from_folder(run / MODEL_FOLDER, weights)
+    described = run / MODEL_FOLDER
+    model = choose_classifier(described).from_folder(described, weights)
     temporary = folder.with_name(f".{folder.name}.tmp")
     model.save(temporary)
     temporary.rename(folder)
 
 
 def export(run: Path, output: Path, checkpoint: Literal["best", "resume"] = "best") -> None:
-    """Write the student of a run, finished or not, as a folder for transformers.pipeline.
+    """Write the student of a run, finished or not, as a folder that transformers loads.
 
     Args:
         run: A version such as runs/quickstart/version_0; runs/quickstart is its newest fit.

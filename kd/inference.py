@@ -14,12 +14,13 @@ from typing import IO, Literal
 
 import torch
 
+from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows, EvaluationBatches
 from kd.data.encode import View, encode
 from kd.data.rows import repaired
 from kd.errors import ConfigError, DataError
 from kd.layers import class_probabilities, is_multi_label
-from kd.models import EncoderClassifier
+from kd.models import choose_classifier
 from kd.runs import is_reference, resolve
 from kd.types import Row
 
@@ -50,11 +51,11 @@ class Classifier:
     """A trained model that answers texts; the order of the answers is that of the texts.
 
     Args:
-        model: A loaded encoder.
+        model: A loaded classifier.
         batch_size: Texts per forward pass.
     """
 
-    def __init__(self, model: EncoderClassifier, batch_size: int = 64) -> None:
+    def __init__(self, model: TextClassifier, batch_size: int = 64) -> None:
         self.model = model.eval()
         self.batch_size = batch_size
 
@@ -69,7 +70,7 @@ class Classifier:
             The classifier; a `ModelError` says that there is none, or that its head is untrained.
         """
         folder = str(resolve(path).student) if is_reference(path) else str(path)
-        model = EncoderClassifier(path=folder)
+        model = choose_classifier(folder)(path=folder)
         model.load(fresh_head=False)
         return cls(model)
 
@@ -120,7 +121,7 @@ class Classifier:
         result = torch.zeros(len(rows), len(self.labels))
         if not rows:
             return result
-        view = View(model.tokenizer, model.max_length, model.info.vocabulary)
+        view = View(model.tokenizer, model.max_length, model.info.vocabulary, model.prefix)
         places = [Row(place, row.text, pair=row.pair) for place, row in enumerate(rows)]
         data = EncodedRows(places, {"student": encode(places, view)})
         device = next(model.parameters()).device

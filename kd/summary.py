@@ -17,10 +17,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from kd.classifiers import TextClassifier
 from kd.data.collate import label_tensor
 from kd.inference import Classifier
 from kd.metrics import classification_metrics
-from kd.models import EncoderClassifier
 from kd.teachers import Teacher
 from kd.types import Row
 
@@ -73,7 +73,7 @@ def measure(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> Score:
     return score(classifier.model, rows, float(values["accuracy"]), float(values["f1"]))
 
 
-def score(model: EncoderClassifier, rows: Sequence[Row], accuracy: float, f1: float) -> Score:
+def score(model: TextClassifier, rows: Sequence[Row], accuracy: float, f1: float) -> Score:
     """Return a score of known accuracy, with size and speed measured."""
     parameters = model.info.parameters
     return Score(accuracy, f1, parameters, parameters * _BYTES / 1e6, speed(model, rows))
@@ -102,7 +102,7 @@ def score_teacher(teacher: Teacher, rows: Sequence[Row], accuracy: float, f1: fl
     return Score(accuracy, f1, parameters, parameters * _BYTES / 1e6, 1 / seconds)
 
 
-def speed(model: EncoderClassifier, rows: Sequence[Row]) -> float:
+def speed(model: TextClassifier, rows: Sequence[Row]) -> float:
     """Return the rows that a model answers per second on its device, after a warm-up."""
     classifier = Classifier(model)
     classifier.probabilities(rows[:_WARM_ROWS])

@@ -694,7 +694,7 @@ def test_revision_is_of_the_model_not_of_another_tokenizer(make_model, tmp_path,
         asked.append((path, revision))
         return AutoTokenizer.from_pretrained(folder)
 
-    monkeypatch.setattr("kd.models.load_tokenizer", load_tokenizer)
+    monkeypatch.setattr("kd.classifiers.load_tokenizer", load_tokenizer)
     load(folder, revision="v2")
     load(folder, revision="v2", tokenizer="other/tokenizer")
     assert asked == [(str(folder), "v2"), ("other/tokenizer", None)]
