@@ -15,6 +15,13 @@ from kd.objectives.distributions import (
     inter_class_distance,
     intra_class_distance,
 )
+from kd.objectives.evidence import (
+    EvidenceKD,
+    RationaleEmbeddingKD,
+    RationaleWordsKD,
+    evidence_cross_entropy,
+    rationale_words,
+)
 from kd.objectives.hidden import (
     CosineKD,
     EmbeddingKD,
@@ -36,6 +43,14 @@ from kd.objectives.logits import (
     softened_kl,
     softened_reverse_kl,
 )
+from kd.objectives.rationale import (
+    PrivilegedKD,
+    RationaleLM,
+    RDrop,
+    rationale_weights,
+    symmetric_kl,
+    token_cross_entropy,
+)
 from kd.objectives.relation import (
     ContrastiveKD,
     RelationalKD,
@@ -54,6 +69,7 @@ __all__ = [
     "DecoupledKD",
     "DistKD",
     "EmbeddingKD",
+    "EvidenceKD",
     "HardLabel",
     "HiddenKD",
     "JensenShannonKD",
@@ -63,6 +79,11 @@ __all__ = [
     "MiniLMKD",
     "Objective",
     "PatientKD",
+    "PrivilegedKD",
+    "RDrop",
+    "RationaleEmbeddingKD",
+    "RationaleLM",
+    "RationaleWordsKD",
     "RelationalKD",
     "ReverseKD",
     "Schedule",
@@ -72,6 +93,7 @@ __all__ = [
     "attention_scores",
     "contrastive_loss",
     "decoupled_kl",
+    "evidence_cross_entropy",
     "inter_class_distance",
     "intra_class_distance",
     "logit_squared_error",
@@ -80,10 +102,14 @@ __all__ = [
     "masked_cross_entropy",
     "masked_mse",
     "patient_distance",
+    "rationale_weights",
+    "rationale_words",
     "relational_angle",
     "relational_distance",
     "similarity_distance",
     "softened_jensen_shannon",
     "softened_kl",
     "softened_reverse_kl",
+    "symmetric_kl",
+    "token_cross_entropy",
 ]

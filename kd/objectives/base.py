@@ -44,6 +44,7 @@ class Objective(nn.Module):
     needs: frozenset[str] = frozenset({"logits"})
     uses_teacher: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = False
+    """Whether a row without a label teaches nothing."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """What it reads of a batch that is there in training only: the views ``privileged``,
     ``rationale`` and ``explain``, and ``embedding`` and ``evidence`` of ``Batch.privileged``."""

@@ -31,10 +31,17 @@ CASES = {
     "RelationalKD": [{}, {"vectors": "logits"}],
     "SimilarityKD": [{}, {"pool": "mean"}],
     "ContrastiveKD": [{"width": 8}],
+    "PrivilegedKD": [{}, {"transfer": 1.0, "temperature": 0.5}],
+    "RDrop": [{"transfer": 1.0}],
+    "RationaleEmbeddingKD": [{}],
+    "RationaleWordsKD": [{}],
+    "EvidenceKD": [{}, {"positive_weight": 3.0}],
+    "RationaleLM": [{}],
 }
 TERMS = [(name, number) for name, cases in CASES.items() for number in range(len(cases))]
 NAMES = ("a", "b", "c")
-STUDENT = ModelInfo(NAMES, 1, layers=2, width=8, heads=2, vocabulary="v")
+VOCABULARY = 7
+STUDENT = ModelInfo(NAMES, 1, layers=2, width=8, heads=2, vocabulary="v", tokens=VOCABULARY)
 TEACHER = ModelInfo(NAMES, 1, layers=4, width=12, heads=2, vocabulary="v")
 
 
@@ -68,12 +75,55 @@ def outputs(info: ModelInfo, rows: int, mask: torch.Tensor, scale: float) -> Out
     )
 
 
+def taught(student: Outputs, mask: torch.Tensor, scale: float) -> Outputs:
+    """Add what a student answers in training alone; padding of the rationales is that of `mask`."""
+    rows, length = mask.shape
+
+    def some(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape) * scale).requires_grad_()
+
+    return dataclasses.replace(
+        student,
+        privileged=Outputs(some(rows, len(NAMES))),
+        again=Outputs(some(rows, len(NAMES))),
+        rationale_logits=some(rows, length, VOCABULARY),
+    )
+
+
 def every_tensor(answer: Outputs) -> list[torch.Tensor]:
-    found = []
+    found: list[torch.Tensor] = []
     for field in dataclasses.fields(answer):
         value = getattr(answer, field.name)
-        found += list(value) if isinstance(value, tuple) else [value]
+        if isinstance(value, Outputs):
+            found += every_tensor(value)
+        elif value is not None:
+            found += list(value) if isinstance(value, tuple) else [value]
     return [tensor for tensor in found if tensor.requires_grad]
+
+
+def some_batch(mask: torch.Tensor, weighted: bool) -> Batch:
+    """Random rows, of which some have no label, some no rationale and some no evidence."""
+    rows = len(mask)
+    labels = torch.randint(0, 3, (rows,))
+    labels[torch.rand(rows) < 0.3] = UNLABELLED
+    weights = torch.rand(rows) if weighted else None
+    content = torch.randint(0, 4, (rows,))
+    evidence = torch.randint(0, 2, mask.shape).masked_fill(mask == 0, UNLABELLED)
+    evidence[torch.rand(rows) < 0.3] = UNLABELLED
+    given = (torch.rand(rows) < 0.7).float()
+    views = {
+        name: {"input_ids": torch.randint(0, VOCABULARY, mask.shape), "attention_mask": mask}
+        for name in ("student", "rationale")
+    }
+    embedding = torch.randn(rows, STUDENT.width)
+    return Batch(
+        views,
+        labels,
+        torch.arange(rows),
+        content=content,
+        weights=weights,
+        privileged={"weight": given, "evidence": evidence, "embedding": embedding},
+    )
 
 
 def stirred(answer: Outputs) -> Outputs:
@@ -88,6 +138,10 @@ def stirred(answer: Outputs) -> Outputs:
     changes["attentions"] = tuple(
         a.detach().masked_fill(pairs, 0.3) for a in answer.attentions or ()
     )
+    if answer.rationale_logits is not None:
+        changes["rationale_logits"] = answer.rationale_logits.detach().masked_fill(
+            gone[..., None], 7.0
+        )
     return dataclasses.replace(answer, logits=answer.logits.detach(), **changes)
 
 
@@ -106,11 +160,7 @@ def fuzz(batches: int, seed: int) -> None:
         mask = (torch.arange(length) < lengths[:, None]).long()
         scale = float(10 ** torch.empty(()).uniform_(-3, 3))
         student, teacher = (outputs(info, rows, mask, scale) for info in (STUDENT, TEACHER))
-        labels = torch.randint(0, 3, (rows,))
-        labels[torch.rand(rows) < 0.3] = UNLABELLED
-        weights = torch.rand(rows) if turn % 3 == 0 else None
-        content = torch.randint(0, 4, (rows,))
-        batch = Batch({}, labels, torch.arange(rows), content=content, weights=weights)
+        student, batch = taught(student, mask, scale), some_batch(mask, turn % 3 == 0)
         value = term(student, teacher, batch)
         told = f"{named}, batch {turn}"
         assert value.ndim == 0, told
