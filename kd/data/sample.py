@@ -19,7 +19,7 @@ from typing import TypeVar
 from kd.data.lexicon import SIDED_WORDS, TOPICS, WORDS, Topic
 from kd.errors import DataError
 
-__all__ = ["LABELS", "SPLITS", "TRAIN_NOISE", "generate"]
+__all__ = ["LABELS", "SPLITS", "TRAIN_NOISE", "derive", "generate"]
 
 LABELS: tuple[str, ...] = ("negative", "neutral", "positive")
 """Class names, in the order of the classes."""
@@ -220,6 +220,7 @@ _STARTS = tuple(
 _SYMBOL = re.compile(r"\{(!?)(\w+)\}")
 _ARTICLE = re.compile(r"\ba (?=[aeio]|u(?!s))")
 _Item = TypeVar("_Item")
+_Origin = tuple[str, bool, Sequence[str]]
 
 
 class _Draw:
@@ -255,10 +256,12 @@ class _Statement:
         self.draw = draw
         self.topic = topic
         self.rivals = draw.pick(topic.rivals)
+        self.choices: list[str] = []
 
     def expand(self, symbol: str, good: bool) -> str:
         """Return what a symbol becomes for an author who is pleased (true) or not (false)."""
         text = self.draw.pick(_RULES.get(symbol) or self._words(symbol, good))
+        self.choices.append(text)
         if "{" not in text:
             return text
         return _SYMBOL.sub(lambda match: self.expand(match[2], good ^ bool(match[1])), text)
@@ -347,27 +350,28 @@ def _noisy(draw: _Draw, label: int) -> int:
 
 
 @lru_cache(maxsize=2)
-def _corpus(seed: int) -> Mapping[str, tuple[tuple[str, int], ...]]:
+def _corpus(seed: int) -> Mapping[str, tuple[tuple[str, int, _Origin], ...]]:
     """Return all splits: statements drawn until there are enough distinct ones, then dealt out."""
     draw = _Draw(seed)
-    rows: list[tuple[str, int]] = []
+    rows: list[tuple[str, int, _Origin]] = []
     known: set[str] = set()
     while len(rows) < sum(SPLITS.values()):
         label, topic = int(draw.share() * len(LABELS)), draw.pick(TOPICS)
         statement = _Statement(draw, topic)
         good = label == 2 or (label == 1 and draw.chance(0.5))
-        text = _ARTICLE.sub("an ", statement.expand(draw.pick(_STARTS[label]), good))
+        text = _ARTICLE.sub("an ", statement.expand(rule := draw.pick(_STARTS[label]), good))
         if draw.chance(0.08):
             text = f"{statement.expand('plain_fact', good)}. {text}"
         if text not in known:  # before the marks: no test text is a train text with an emoji
             known.add(text)
-            rows.append((_tweeted(draw, topic, label, text), label))
+            origin = rule, good, statement.choices
+            rows.append((_tweeted(draw, topic, label, text), label, origin))
     rows.sort(key=lambda _: draw.share())  # short statements run out: the splits share them evenly
-    splits: dict[str, tuple[tuple[str, int], ...]] = {}
+    splits: dict[str, tuple[tuple[str, int, _Origin], ...]] = {}
     for name, size in SPLITS.items():
         splits[name], rows = tuple(rows[:size]), rows[size:]
-    splits["train"] = tuple((text, _noisy(draw, label)) for text, label in splits["train"])
-    return splits
+    noisy = ((text, _noisy(draw, label), origin) for text, label, origin in splits["train"])
+    return splits | {"train": tuple(noisy)}
 
 
 def generate(split: str, seed: int = 0) -> list[tuple[str, int]]:
@@ -388,4 +392,9 @@ def generate(split: str, seed: int = 0) -> list[tuple[str, int]]:
     """
     if split not in SPLITS:
         raise DataError(f"The sample has no split {split!r}; take one of: {', '.join(SPLITS)}.")
-    return list(_corpus(seed)[split])
+    return [(text, label) for text, label, _ in _corpus(seed)[split]]
+
+
+def derive(split: str, seed: int = 0) -> list[_Origin]:
+    """Return the first rule of each text, whether it is pleased, and all choices in their order."""
+    return [origin for *_, origin in _corpus(seed)[split]]

@@ -190,11 +190,10 @@ def _dataset_splits(loaded: Mapping[str, datasets.Dataset], source: Source) -> _
 
 
 def _read_sample(split: str) -> Table:
-    from kd.data.sample import LABELS, generate
+    from kd.data.explained import columns
+    from kd.data.sample import LABELS
 
-    texts, labels = zip(*generate(split), strict=True)
-    columns = {"text": texts, "label": labels}
-    return _table(columns, f"sample, split {split}", None, {"label": LABELS})
+    return _table(columns(split), f"sample, split {split}", None, {"label": LABELS})
 
 
 def _read_split(piece: str, role: str, splits: _Splits) -> Table:
