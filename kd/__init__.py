@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kd.cache import CachedTeacher
+    from kd.classifiers import TextClassifier
+    from kd.data.annotations import Rationales
     from kd.data.augment import (
         OCR,
         Augmenter,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from kd.data.synonyms import Synonym
     from kd.data.variants import Augmentation
     from kd.ensembles import EnsembleTeacher, OutOfFoldTeacher
-    from kd.errors import ConfigError, DataError, KDError, ModelError, RunError
+    from kd.errors import ConfigError, DataError, KDError, ModelError, PauseError, RunError
     from kd.inference import Classifier, Prediction
     from kd.models import EncoderClassifier
     from kd.module import DistillationModule
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
         DecoupledKD,
         DistKD,
         EmbeddingKD,
+        EvidenceKD,
         HardLabel,
         HiddenKD,
         JensenShannonKD,
@@ -49,17 +52,32 @@ if TYPE_CHECKING:
         MiniLMKD,
         Objective,
         PatientKD,
+        PrivilegedKD,
+        RationaleEmbeddingKD,
+        RationaleLM,
+        RationaleWordsKD,
+        RDrop,
         RelationalKD,
         ReverseKD,
         Schedule,
         SimilarityKD,
     )
+    from kd.rationales.annotators import Annotator, Question, Reply
+    from kd.rationales.api import APIAnnotator
+    from kd.rationales.imported import ImportedAnnotator
+    from kd.rationales.local import LocalAnnotator
+    from kd.rationales.prompts import Prompt
+    from kd.seq2seq import Seq2SeqClassifier
     from kd.shrink import Shrink
-    from kd.teachers import ModelTeacher, Teacher
-    from kd.types import Batch, ModelInfo, Outputs, Row
+    from kd.teachers import AnnotationTeacher, ModelTeacher, Teacher
+    from kd.types import Annotation, Batch, ModelInfo, Outputs, Row
 
 __all__ = [
     "OCR",
+    "APIAnnotator",
+    "Annotation",
+    "AnnotationTeacher",
+    "Annotator",
     "AttentionKD",
     "Augmentation",
     "Augmenter",
@@ -78,11 +96,14 @@ __all__ = [
     "EmbeddingKD",
     "EncoderClassifier",
     "EnsembleTeacher",
+    "EvidenceKD",
     "HardLabel",
     "HiddenKD",
+    "ImportedAnnotator",
     "JensenShannonKD",
     "KDError",
     "Keyboard",
+    "LocalAnnotator",
     "LogitKD",
     "LogitMSE",
     "MiniLMKD",
@@ -94,18 +115,30 @@ __all__ = [
     "OutOfFoldTeacher",
     "Outputs",
     "PatientKD",
+    "PauseError",
     "Prediction",
+    "PrivilegedKD",
+    "Prompt",
+    "Question",
+    "RDrop",
+    "RationaleEmbeddingKD",
+    "RationaleLM",
+    "RationaleWordsKD",
+    "Rationales",
     "RelationalKD",
+    "Reply",
     "ReverseKD",
     "Row",
     "RunError",
     "Schedule",
+    "Seq2SeqClassifier",
     "Shrink",
     "SimilarityKD",
     "Source",
     "Spelling",
     "Synonym",
     "Teacher",
+    "TextClassifier",
     "TextDataModule",
     "WordCrop",
     "WordDrop",
@@ -114,6 +147,8 @@ __all__ = [
 
 _ROOMS = {
     "kd.cache": ("CachedTeacher",),
+    "kd.classifiers": ("TextClassifier",),
+    "kd.data.annotations": ("Rationales",),
     "kd.data.augment": (
         "OCR",
         "Augmenter",
@@ -141,6 +176,7 @@ _ROOMS = {
         "DataError",
         "KDError",
         "ModelError",
+        "PauseError",
         "RunError",
     ),
     "kd.inference": (
@@ -156,6 +192,7 @@ _ROOMS = {
         "DecoupledKD",
         "DistKD",
         "EmbeddingKD",
+        "EvidenceKD",
         "HardLabel",
         "HiddenKD",
         "JensenShannonKD",
@@ -164,17 +201,34 @@ _ROOMS = {
         "MiniLMKD",
         "Objective",
         "PatientKD",
+        "PrivilegedKD",
+        "RDrop",
+        "RationaleEmbeddingKD",
+        "RationaleLM",
+        "RationaleWordsKD",
         "RelationalKD",
         "ReverseKD",
         "Schedule",
         "SimilarityKD",
     ),
+    "kd.rationales.annotators": (
+        "Annotator",
+        "Question",
+        "Reply",
+    ),
+    "kd.rationales.api": ("APIAnnotator",),
+    "kd.rationales.imported": ("ImportedAnnotator",),
+    "kd.rationales.local": ("LocalAnnotator",),
+    "kd.rationales.prompts": ("Prompt",),
+    "kd.seq2seq": ("Seq2SeqClassifier",),
     "kd.shrink": ("Shrink",),
     "kd.teachers": (
+        "AnnotationTeacher",
         "ModelTeacher",
         "Teacher",
     ),
     "kd.types": (
+        "Annotation",
         "Batch",
         "ModelInfo",
         "Outputs",

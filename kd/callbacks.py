@@ -80,11 +80,14 @@ class RunDirectory(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextDataModule)
         print_line(data.summary())
+        if data.explained is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(data.explained.figures(), step=0)
         if self.run is None:
             return
-        augmentation = data.augmentation()
-        if augmentation:
-            self.run.write_text("augmentation.json", json.dumps(augmentation, indent=2) + "\n")
+        for name, report in data.reports().items():
+            text = json.dumps(report, indent=2, ensure_ascii=False)
+            self.run.write_text(f"{name}.json", text + "\n")
         wandb_id = next(
             (str(logger.version) for logger in trainer.loggers if _is_wandb(logger)), None
         )

@@ -7,8 +7,9 @@ teacher. It knows no files: paths are chosen by the runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from kd.answering import rationale_embeddings, row_probabilities
 from kd.cache import CachedTeacher, Filling
+from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows
-from kd.data.encode import View
+from kd.data.encode import Reads, View
 from kd.errors import ConfigError, RunError
 from kd.layers import class_probabilities
+from kd.loss import check_terms, equation, weighted_sum
 from kd.metrics import agreement_metric, classification_metrics
 from kd.models import EncoderClassifier
 from kd.objectives import (
@@ -32,13 +36,14 @@ from kd.objectives import (
     masked_cross_entropy,
 )
 from kd.optim import RateSchedule, build_adamw, build_schedule
+from kd.seq2seq import Seq2SeqClassifier
 from kd.teachers import Reference, Teacher
 from kd.timing import Stopwatch
 from kd.types import Batch, ModelInfo, Outputs
 
 __all__ = ["DistillationModule"]
 
-_JUDGED = 256  # rows at once, of like length
+_ASKED_APART = frozenset({"logits", "again", "privileged", "rationale_logits"})
 
 
 class _DataSource(Protocol):
@@ -49,6 +54,7 @@ class _DataSource(Protocol):
     multi_label: bool
     needs_teacher: bool
     asks_teacher: bool
+    rationales: object | None
 
     def texts(self) -> Sequence[str]:
         """Return the training texts."""
@@ -72,7 +78,7 @@ class DistillationModule(LightningModule):
     mode, and in no checkpoint.
 
     Args:
-        student: The model to train.
+        student: The model to train: an `EncoderClassifier` or a `Seq2SeqClassifier`.
         teacher: Where the soft targets come from; null for plain fine-tuning.
         objectives: Terms of the loss by name; null removes one. Null for all is one `HardLabel`.
         learning_rate: Peak rate of AdamW.
@@ -82,6 +88,8 @@ class DistillationModule(LightningModule):
         cache: Whether the teacher's answers are kept on disk for the next run; if not, they are
             kept in memory for this one. Either way it is asked once about each text.
         compile: Whether the student is compiled, which pays for itself on a GPU only.
+        reads: What the student is shown in training. One that reads rationales too is a teacher to
+            be; it is measured on texts alone, as there is nothing else to show it.
 
     Raises:
         ConfigError: If there is no objective, or one needs what the teacher cannot give.
@@ -89,7 +97,7 @@ class DistillationModule(LightningModule):
 
     def __init__(
         self,
-        student: EncoderClassifier,
+        student: EncoderClassifier | Seq2SeqClassifier,
         teacher: Teacher | None = None,
         objectives: dict[str, Objective | None] | None = None,
         learning_rate: float = 2e-5,
@@ -98,14 +106,21 @@ class DistillationModule(LightningModule):
         schedule: RateSchedule = "linear",
         cache: bool = True,
         compile: bool = False,
+        reads: Literal["text", "text and rationale"] = "text",
     ) -> None:
         super().__init__()
         chosen = {"labels": HardLabel()} if objectives is None else objectives
         kept = {name: term for name, term in chosen.items() if term is not None}
-        _check_objectives(kept, teacher)
+        check_terms(kept, teacher, reads)
+        for name, term in kept.items():
+            if "rationale_logits" in term.needs and not isinstance(student, Seq2SeqClassifier):
+                raise ConfigError(
+                    f"model.objectives.{name} ({type(term).__name__}) teaches to write, which "
+                    f"model.student ({type(student).__name__}) cannot: take a Seq2SeqClassifier."
+                )
         if not 0.0 <= warmup <= 1.0:
             raise ConfigError(f"model.warmup is {warmup}: it is a share of the steps, from 0 to 1.")
-        self.student = student
+        self.student: TextClassifier = student
         self.teacher = teacher.wrapped(_cached) if teacher else None
         self.objectives = nn.ModuleDict(kept)
         self.learning_rate = learning_rate
@@ -114,8 +129,10 @@ class DistillationModule(LightningModule):
         self.schedule: RateSchedule = schedule
         self.cache = cache
         self.compiled = compile
+        self.reads: Reads = reads
         self.needs = frozenset[str]().union(*(term.needs for term in kept.values()))
         self.taught = any(term.uses_teacher for term in kept.values())
+        self.privileged = frozenset[str]().union(*(term.reads for term in kept.values()))
         self.answers_folder: Path | None = None
         self.teacher_time = Stopwatch(torch.device("cpu"))
         self.multi_label = False
@@ -131,10 +148,7 @@ class DistillationModule(LightningModule):
     @property
     def equation(self) -> str:
         """The loss as one line, such as ``loss = 0.5 * labels[HardLabel] + …``."""
-        return "loss = " + " + ".join(
-            f"{term.shown('weight')} * {name}[{term.describe()}]"
-            for name, term in self.terms.items()
-        )
+        return equation(self.terms)
 
     @property
     def fillings(self) -> list[Filling]:
@@ -166,9 +180,19 @@ class DistillationModule(LightningModule):
                 "give them others: set it to keep, or name a teacher."
             )
         unlabelled = any(term.has_weight and not term.uses_labels for term in self.terms.values())
-        data.connect(self._views(data.max_length), unlabelled)
+        views = self._views(data.max_length)
+        for name, view in views.items():
+            if stage == "fit" and view.reads != "text" and data.rationales is None:
+                raise ConfigError(
+                    f"The view {name!r} of the loss ({self.equation}) shows what annotators said, "
+                    "but data.rationales is null: name their file there, or a run of kd annotate."
+                )
+        data.connect(views, unlabelled)
         roles = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
         judges = stage == "fit" and data.asks_teacher
+        if stage == "fit" and "embedding" in self.privileged:
+            rows = data.encoded("train")
+            rows.learn(rationale_embeddings(self.student, rows))
         asked = [role for role in roles.get(stage, ()) if self.taught or judges or role != "train"]
         if self.teacher is None or not asked:
             return
@@ -177,19 +201,7 @@ class DistillationModule(LightningModule):
         self.teacher.prepare([data.encoded(role) for role in asked], self._teacher_needs, device)
         self.teacher_time = Stopwatch(device)
         if judges:
-            data.judge(self._probabilities_of(data.encoded("train")))
-
-    def _probabilities_of(self, rows: EncodedRows) -> NDArray[np.float32]:
-        """Return what the teacher gives each row, `[rows, C]`."""
-        assert self.teacher is not None
-        order = np.argsort(rows.lengths, kind="stable")
-        found = np.zeros((len(rows), len(self.student.info.labels)), dtype=np.float32)
-        for start in range(0, len(rows), _JUDGED):
-            chosen = order[start : start + _JUDGED]
-            with torch.inference_mode():
-                answer = self.teacher(rows.batch(chosen), frozenset({"logits"}))
-            found[chosen] = self._probabilities(answer.logits).cpu().numpy()
-        return found
+            data.judge(row_probabilities(self.teacher, data.encoded("train"), self.multi_label))
 
     def _load(self, data: _DataSource) -> None:
         texts = data.texts() if self.student.wants_texts else ()
@@ -209,32 +221,61 @@ class DistillationModule(LightningModule):
 
     def _views(self, max_length: int) -> dict[str, View]:
         assert self.student.tokenizer is not None
-        length = min(max_length, self.student.max_length)
-        student = View(self.student.tokenizer, length, self.student.info.vocabulary)
-        return {"student": student, **(self.teacher.views(max_length) if self.teacher else {})}
+        limit = self.student.max_length
+        text = View(
+            self.student.tokenizer,
+            min(max_length, limit),
+            self.student.info.vocabulary,
+            self.student.prefix,
+            room=min(2 * max_length, limit),
+        )
+        alone = replace(text, prefix="")
+        views = {
+            "student": replace(text, reads=self.reads),
+            "privileged": replace(text, reads="text and rationale"),
+            "rationale": replace(alone, reads="rationale"),
+            "explain": replace(text, prefix=self.student.explain_prefix),
+            "evidence": replace(text, reads="evidence"),
+        }
+        wanted = {name: views[name] for name in views if name in {"student", *self.privileged}}
+        return {**wanted, **(self.teacher.views(max_length) if self.teacher else {})}
 
     def _build_metrics(self, classes: int, multi_label: bool) -> None:
         for stage in ("val", "test"):
-            means = ("loss", "objective", *self.terms) if self.taught else ("loss",)
+            evaluated = tuple(self._evaluated) if self.taught else ()
+            means = ("loss", *(("objective", *evaluated) if evaluated else ()))
             for name in means:  # Lightning's own mean rounds row counts
                 setattr(self, f"{stage}_mean_{name}", MeanMetric())
             student = classification_metrics(classes, f"{stage}/", multi_label)
             setattr(self, f"{stage}_student", student)
-            if self.teacher is not None:
+            if self.teacher is not None and self.teacher.answers_everything:
                 name = f"{stage}/teacher_"
                 metrics = classification_metrics(classes, name, multi_label)
                 setattr(self, f"{stage}_teacher", metrics)
                 setattr(self, f"{stage}_agreement", agreement_metric(classes, multi_label))
 
-    def _terms_of(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return every term, unweighted, and the weighted sum."""
-        values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
-        loss = torch.stack([term.weight * values[name] for name, term in self.terms.items()]).sum()
-        if "logits" not in self.needs:
-            loss = loss + 0.0 * student.logits.sum()  # DDP waits for a gradient of every weight
-        return values, loss
+    @property
+    def _evaluated(self) -> dict[str, Objective]:
+        """The terms that have all they need outside of training too."""
+        is_asked = self.teacher is not None and self.teacher.answers_everything
+        return {
+            name: term
+            for name, term in self.terms.items()
+            if not term.reads and (is_asked or not term.uses_teacher)
+        }
+
+    def _answer(self, batch: Batch) -> Outputs:
+        """Return what the student answers to all that the objectives ask of it."""
+        outputs: Outputs = self.student(batch.views["student"], self.needs - _ASKED_APART)
+        if "again" in self.needs:
+            again = self.student(batch.views["student"]) if self.training else outputs
+            outputs = replace(outputs, again=again)
+        if "privileged" in batch.views:
+            outputs = replace(outputs, privileged=self.student(batch.views["privileged"]))
+        if "explain" in batch.views:
+            written = self.student.explain(batch.views["explain"], batch.views["rationale"])
+            outputs = replace(outputs, rationale_logits=written)
+        return outputs
 
     def on_train_start(self) -> None:
         """Note how long the run is, for what is scheduled."""
@@ -244,12 +285,14 @@ class DistillationModule(LightningModule):
         """Return the weighted sum of the objectives on a batch."""
         for term in self.terms.values():
             term.advance(min(1.0, self.global_step / max(1, self._steps - 1)))
-        student = self.student(batch.views["student"], self.needs - {"logits"})
+        student = self._answer(batch)
         teacher = None
         if self.teacher is not None and self.taught:
             with self.teacher_time:
                 teacher = self.teacher(batch, self._teacher_needs)
-        values, loss = self._terms_of(student, teacher, batch)
+        values, loss = weighted_sum(self.terms, student, teacher, batch)
+        if "logits" not in self.needs:
+            loss = loss + 0.0 * student.logits.sum()  # DDP waits for a gradient of every weight
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % interval == 0:  # each costs a step of a small student dear
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
@@ -271,13 +314,14 @@ class DistillationModule(LightningModule):
         return {"index": batch.index, "probabilities": self._probabilities(logits)}
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        student: Outputs = self.student(batch.views["student"], self.needs - {"logits"})
-        teacher = self.teacher(batch, self._teacher_needs) if self.teacher is not None else None
+        student, teacher = self._answer(batch), None
+        if self.teacher is not None and self.teacher.answers_everything:
+            teacher = self.teacher(batch, self._teacher_needs)
         logits, size = student.logits, len(batch)
         entropy = masked_binary_cross_entropy if self.multi_label else masked_cross_entropy
         means = {"loss": entropy(logits, batch.labels)}
-        if self.taught:
-            values, objective = self._terms_of(student, teacher, batch)
+        if self.taught and self._evaluated:
+            values, objective = weighted_sum(self._evaluated, student, teacher, batch)
             means |= {**values, "objective": objective}
         for name, value in means.items():
             mean = getattr(self, f"{stage}_mean_{name}")
@@ -346,28 +390,3 @@ def _identity(info: ModelInfo) -> dict[str, Any]:
 
 def _cached(teacher: Teacher) -> Teacher:
     return CachedTeacher(teacher, over_limit="ask")
-
-
-def _check_objectives(objectives: dict[str, Objective], teacher: Teacher | None) -> None:
-    if not any(term.has_weight for term in objectives.values()):
-        raise ConfigError("model.objectives has no term with a weight: the loss would be zero.")
-    for name, term in objectives.items():
-        where = f"model.objectives.{name} ({type(term).__name__})"
-        if name in ("", "loss", "objective") or "." in name or hasattr(nn.ModuleDict(), name):
-            raise ConfigError(
-                f"{where}: a term's name must not be empty, 'loss', 'objective' or a word of "
-                "PyTorch's, nor have a dot."
-            )
-        if not term.uses_teacher:
-            continue
-        if teacher is None:
-            raise ConfigError(
-                f"{where} needs a teacher, but model.teacher is null: set a teacher, or "
-                f"--model.objectives.{name}=null."
-            )
-        lacking = sorted(term.needs - teacher.provides)
-        if lacking:
-            raise ConfigError(
-                f"{where} needs {', '.join(lacking)}, which model.teacher "
-                f"({type(teacher).__name__}) does not provide."
-            )

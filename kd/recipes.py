@@ -32,18 +32,28 @@ from kd.callbacks import (
     RunDirectory,
 )
 from kd.checkpoints import SafeCheckpointIO, resumable
+from kd.classifiers import TextClassifier
 from kd.console import print_line
 from kd.data import generated, synonyms  # noqa: F401 - recipes name their classes
 from kd.data.augment import Augmenter
 from kd.data.datamodule import TextDataModule
 from kd.errors import ConfigError, KDError
 from kd.export import export_checkpoint
-from kd.models import EncoderClassifier
+from kd.models import choose_classifier
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.parsing import allow_imports, explain
-from kd.references import find_models
-from kd.runs import Run, answers_folder, check_name, claim, global_rank, variants_folder
+from kd.references import find_annotations, find_models
+from kd.runs import (
+    Run,
+    answers_folder,
+    check_name,
+    claim,
+    global_rank,
+    is_reference,
+    resolve,
+    variants_folder,
+)
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
@@ -140,7 +150,7 @@ class RecipeCLI(LightningCLI):
                 for action in subparser._actions
             }
             raise explain(
-                error, sorted(keys), (Objective, Teacher, EncoderClassifier, Augmenter)
+                error, sorted(keys), (Objective, Teacher, TextClassifier, Augmenter)
             ) from error
 
     def _parse_ckpt_path(self) -> None:
@@ -228,6 +238,8 @@ class RecipeCLI(LightningCLI):
         with self._recorded():
             if not self.options.trainer.fast_dev_run:
                 datamodule.variants_folder = variants_folder(self.options.run.root)
+            if datamodule.rationales and datamodule.rationales.path:
+                datamodule.rationales.path = find_annotations(datamodule.rationales.path)
             datamodule.read("fit")
             self._find_references(model, train_missing=True)
             self.is_training = True
@@ -263,8 +275,9 @@ class RecipeCLI(LightningCLI):
                 model.teacher = None
             if not str(ckpt_path).endswith(".ckpt"):
                 run = self.options.run
-                model.student = EncoderClassifier(path=ckpt_path or f"{run.root}/{run.name}")
-                ckpt_path = None
+                path = ckpt_path or f"{run.root}/{run.name}"
+                kind = choose_classifier(resolve(path).student if is_reference(path) else path)
+                model.student, ckpt_path = kind(path=path), None
             self._find_references(model, train_missing=False)
             self.is_training = True
             command = getattr(self.trainer, verb)

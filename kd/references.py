@@ -1,6 +1,6 @@
-"""The models that a recipe names: found among the runs, and trained first where they are missing.
+"""The runs that a recipe names: found, and teachers trained first where they are missing.
 
-Rank 0 alone does this, before any model loads.
+Rank 0 alone looks for models, before any of them loads.
 """
 
 from __future__ import annotations
@@ -12,10 +12,40 @@ from pathlib import Path
 
 from kd.console import print_line
 from kd.errors import ConfigError, RunError
-from kd.runs import is_reference, resolve
+from kd.runs import ANNOTATIONS, is_reference, read_manifest, resolve, versions
 from kd.teachers import Reference
 
-__all__ = ["find_models"]
+__all__ = ["find_annotations", "find_models"]
+
+
+def find_annotations(path: str) -> str:
+    """Find the file that a run of ``annotate`` wrote.
+
+    Args:
+        path: Folder of the run, which means its newest finished version, or a version of it; any
+            other path is the file itself.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        RunError: If the run has no finished version.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    if (folder / ANNOTATIONS).is_file():
+        return str(folder / ANNOTATIONS)
+    states = {version: read_manifest(version) for version in versions(folder)}
+    for version, manifest in reversed(states.items()):
+        if manifest.get("status") == "finished" and (version / ANNOTATIONS).is_file():
+            print_line(f"{path} = {version / ANNOTATIONS}")
+            return str(version / ANNOTATIONS)
+    told = ", ".join(f"{version.name} is {m.get('status')}" for version, m in states.items())
+    raise RunError(
+        f"data.rationales.path={path} has no finished run of kd annotate ({told or 'no run'}): "
+        "give its command again, which goes on where it stopped."
+    )
 
 
 def find_models(

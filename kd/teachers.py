@@ -13,20 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows
-from kd.data.encode import View
-from kd.errors import ModelError
-from kd.layers import find_head
-from kd.models import EncoderClassifier
+from kd.data.encode import Reads, View
+from kd.errors import ConfigError, ModelError
+from kd.models import EncoderClassifier, choose_classifier
 from kd.projections import PROJECTIONS
-from kd.types import Batch, ModelInfo, Outputs
+from kd.types import UNLABELLED, Batch, ModelInfo, Outputs
 
-__all__ = ["ModelTeacher", "Reference", "Teacher"]
+__all__ = ["AnnotationTeacher", "ModelTeacher", "Reference", "Teacher"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class Reference:
 class Teacher:
     """A source of `Outputs`; subclasses say which fields they can fill.
 
-    The attribute ``provides`` holds the names of those fields.
+    The attribute ``provides`` holds the names of those fields; ``answers_everything`` tells whether
+    it has an answer to any text, or to rows of training only.
     """
 
     provides: frozenset[str] = frozenset()
+    answers_everything: bool = True
 
     def references(self) -> dict[str, Reference | None]:
         """Return the model paths, each with what would train it."""
@@ -89,7 +92,7 @@ class Teacher:
         raise TypeError(f"{type(self).__name__} does not implement info.")
 
     @property
-    def models(self) -> tuple[EncoderClassifier, ...]:
+    def models(self) -> tuple[TextClassifier, ...]:
         """Models that work together to answer a text: what an answer costs."""
         return ()
 
@@ -143,6 +146,8 @@ class ModelTeacher(Teacher):
             says LABEL_0, LABEL_1.
         model_type: Family of a model whose ``config.json`` does not say it.
         revision: Branch, tag or commit on the hub.
+        reads: What it is shown of a training row: with ``text and rationale`` it is a privileged
+            teacher, which was trained by ``model.reads`` of the same value.
     """
 
     provides = frozenset({"logits", "hidden_states", "attentions", *PROJECTIONS})
@@ -154,10 +159,14 @@ class ModelTeacher(Teacher):
         label_names: list[str] | None = None,
         model_type: str | None = None,
         revision: str | None = None,
+        reads: Literal["text", "text and rationale"] = "text",
     ) -> None:
-        self.model = EncoderClassifier(path=path, model_type=model_type, revision=revision)
+        self.model: TextClassifier = EncoderClassifier(
+            path=path, model_type=model_type, revision=revision
+        )
         self.recipe = recipe
         self.label_names = label_names
+        self.reads: Reads = reads
 
     def references(self) -> dict[str, Reference | None]:
         """Return the model's path and what would train it."""
@@ -179,6 +188,10 @@ class ModelTeacher(Teacher):
         Raises:
             ModelError: If the teacher's classes are not these, or its head is untrained.
         """
+        model = self.model
+        kind = choose_classifier(str(model.path), model.model_type, model.revision)
+        if not isinstance(model, kind):
+            self.model = kind(path=model.path, model_type=model.model_type, revision=model.revision)
         self.model.load(labels, stored=self.label_names, fresh_head=False, multi_label=multi_label)
         self.model.eval().requires_grad_(False)
 
@@ -197,8 +210,16 @@ class ModelTeacher(Teacher):
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             raise ModelError("The teacher is not loaded yet: call load() first.")
-        length = min(max_length, self.model.max_length)
-        return {"teacher": View(tokenizer, length, self.info.vocabulary)}
+        limit = self.model.max_length
+        view = View(
+            tokenizer,
+            min(max_length, limit),
+            self.info.vocabulary,
+            self.model.prefix,
+            self.reads,
+            room=min(2 * max_length, limit),
+        )
+        return {"teacher": view}
 
     @property
     def info(self) -> ModelInfo:
@@ -206,7 +227,7 @@ class ModelTeacher(Teacher):
         return self.model.info
 
     @property
-    def models(self) -> tuple[EncoderClassifier, ...]:
+    def models(self) -> tuple[TextClassifier, ...]:
         """The model."""
         return (self.model,)
 
@@ -229,7 +250,7 @@ class ModelTeacher(Teacher):
     def lowered(self) -> Iterator[None]:
         """Multiply in bfloat16, the head in float32; the weights are put back afterwards."""
         network = self.model.loaded
-        head = find_head(network)
+        head = self.model.head
         layers = [m for m in network.modules() if isinstance(m, nn.Linear) and m is not head]
         kept = [(weight, weight.data) for layer in layers for weight in layer.parameters()]
         device = next(network.parameters()).device.type
@@ -270,6 +291,89 @@ class ModelTeacher(Teacher):
         fields = frozenset(name.split(".")[0] for name in needs) - {"logits"}
         outputs: Outputs = self.model(inputs, fields)
         return outputs
+
+
+class AnnotationTeacher(Teacher):
+    """What an annotator said about the training rows, as soft labels: no gold label is needed.
+
+    Its confidence is the probability of the class that it named, the rest is spread evenly over
+    the others. A row that it did not answer counts nowhere, and nor does any row outside of
+    training, so the student alone is measured.
+
+    Args:
+        lowest: Least probability of the class that was named: what models say of themselves is
+            poorly calibrated.
+        highest: Likewise the largest.
+        missing: Probability where no confidence was given.
+    """
+
+    provides = frozenset({"logits"})
+    answers_everything = False
+
+    def __init__(self, lowest: float = 0.5, highest: float = 0.95, missing: float = 0.9) -> None:
+        if not 0.0 < lowest <= missing <= highest < 1.0:
+            raise ConfigError(
+                f"AnnotationTeacher has lowest={lowest}, missing={missing} and highest={highest}: "
+                "they are probabilities in this order, above 0 and below 1."
+            )
+        self.lowest = lowest
+        self.highest = highest
+        self.missing = missing
+        self._labels: tuple[str, ...] = ()
+
+    def load(self, labels: Sequence[str], multi_label: bool = False) -> None:
+        """Take the class names.
+
+        Args:
+            labels: Class names of the data.
+            multi_label: Whether a row may have several of them; then it is refused.
+
+        Raises:
+            ConfigError: If a row may have several classes.
+        """
+        if multi_label:
+            raise ConfigError(
+                "AnnotationTeacher knows one class a row: set data.multi_label=false."
+            )
+        self._labels = tuple(labels)
+
+    def views(self, max_length: int) -> dict[str, View]:
+        """Return no view: nothing is read, the answers are there already."""
+        return {}
+
+    @property
+    def info(self) -> ModelInfo:
+        """Class names, and no size."""
+        return ModelInfo(self._labels, parameters=0, layers=0, width=0, heads=0, vocabulary="")
+
+    def wrapped(self, wrap: Callable[[Teacher], Teacher]) -> Teacher:
+        """Return the teacher itself: there is nothing to cache."""
+        return self
+
+    def __call__(self, batch: Batch, needs: frozenset[str]) -> Outputs:
+        """Answer a batch of training rows.
+
+        Args:
+            batch: Rows with annotations.
+            needs: Logits alone can be had.
+
+        Returns:
+            Logits, the logarithms of the soft labels, and a weight of 0 for rows without one.
+
+        Raises:
+            ConfigError: If no row was annotated.
+        """
+        if "label" not in batch.privileged:
+            raise ConfigError(
+                "model.teacher is an AnnotationTeacher, but data.rationales is null: name the file "
+                "of the annotations there, or a run of kd annotate."
+            )
+        labels, sure = batch.privileged["label"], batch.privileged["confidence"]
+        sure = torch.nan_to_num(sure, nan=self.missing).clamp(self.lowest, self.highest)
+        others = (1 - sure) / (len(self._labels) - 1)
+        soft = others.unsqueeze(-1).repeat(1, len(self._labels))
+        soft.scatter_(1, labels.clamp(min=0).unsqueeze(-1), sure.unsqueeze(-1))
+        return Outputs(soft.log(), weights=(labels != UNLABELLED).float())
 
 
 def _digest(weight: Tensor) -> bytes:

@@ -31,12 +31,15 @@ class Annotation:
         confidence: How sure it was, from 0 to 1, or null.
         rationale: Why, without the words that give the label away; null where nothing is taught.
         evidence: Parts of the text that show it: first character and the one after the last.
+        is_told: Whether it was told the label and only had to say why: then no model reads its
+            rationale, which may be made to fit.
     """
 
     label: int | None = None
     confidence: float | None = None
     rationale: str | None = None
     evidence: tuple[tuple[int, int], ...] = ()
+    is_told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,10 @@ class Batch:
         tokens: How many tokens the student reads, without padding; known without the device.
         family: Digest of the text that each row was made from, `[B]`; null where all are originals.
         privileged: What is known in training only, by name: ``weight`` `[B]`, 1 where a row has a
-            rationale to learn from and else 0; ``probabilities`` `[B, C]` as annotated, zeros where
-            not; ``embedding`` `[B, D]` of the rationale; ``evidence`` `[B, L]`, 1 for tokens that
-            were quoted, 0 for others, :data:`UNLABELLED` for rows and tokens that do not count.
+            rationale to learn from and else 0; ``label`` `[B]` and ``confidence`` `[B]` as
+            annotated, :data:`UNLABELLED` and NaN where not; ``embedding`` `[B, D]` of the
+            rationale; ``evidence`` `[B, L]`, 1 for tokens that were quoted, 0 for others,
+            :data:`UNLABELLED` for rows and tokens that do not count.
     """
 
     views: Mapping[str, Inputs]

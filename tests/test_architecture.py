@@ -26,8 +26,11 @@ FLOORS = {
     "budget": 1,
     "configuration": 1,
     "narrowing": 1,
+    "classifiers": 1,
+    "seq2seq": 1,
     "models": 1,
     "data": 1,
+    "rationales": 1,
     "shards": 1,
     "teachers": 2,
     "ensembles": 2,
@@ -35,7 +38,9 @@ FLOORS = {
     "metrics": 3,
     "optim": 3,
     "asking": 3,
+    "answering": 3,
     "cache": 3,
+    "loss": 3,
     "module": 4,
     "runs": 5,
     "checkpoints": 5,
@@ -44,6 +49,7 @@ FLOORS = {
     "inference": 6,
     "export": 6,
     "summary": 6,
+    "annotate": 6,
     "answers": 6,
     "parsing": 7,
     "references": 7,
@@ -56,16 +62,26 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("callbacks", "checkpoints"),
     ("callbacks", "runs"),
     ("checkpoints", "runs"),
+    ("classifiers", "configuration"),
+    ("classifiers", "layers"),
+    ("classifiers", "projections"),
     ("cli", "parsing"),
     ("cli", "recipes"),
+    ("data", "rationales"),
     ("ensembles", "teachers"),
+    ("loss", "objectives"),
+    ("models", "classifiers"),
     ("models", "configuration"),
     ("models", "layers"),
     ("models", "projections"),
+    ("models", "seq2seq"),
     ("models", "shrink"),
     ("narrowing", "budget"),
     ("recipes", "parsing"),
     ("recipes", "references"),
+    ("seq2seq", "classifiers"),
+    ("seq2seq", "configuration"),
+    ("seq2seq", "layers"),
     ("shrink", "budget"),
     ("shrink", "layers"),
     ("shrink", "narrowing"),
@@ -80,7 +96,7 @@ TOP_LEVEL = {
 }  # fmt: skip
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
-LARGEST_PACKAGE = 13500  # a fifth of it docstrings, which are the CLI's help
+LARGEST_PACKAGE = 18000  # a fifth of it docstrings, which are the CLI's help
 LONGEST_RECIPE = 40
 DEEPEST_CLASS = 2
 

@@ -130,7 +130,7 @@ def test_view_is_of_the_teachers_tokenizer_and_length(make_model, tokenizer):
     assert view.vocabulary == teacher.info.vocabulary == digest(other) != digest(tokenizer)
     assert teacher.views(1000)["teacher"].max_length == 64  # what the model reads at most
     same = teacher_of(make_model("same")).views(20)["teacher"]
-    assert same.key == (digest(tokenizer), 20)
+    assert same.key == (digest(tokenizer), 20, "", "text", 0)
 
 
 def test_key_knows_what_decides_the_answers_and_nothing_else(make_model):

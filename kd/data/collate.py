@@ -7,6 +7,7 @@ This room knows encoded rows, no model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.data.encode import Encoded
-from kd.types import UNLABELLED, Batch, Inputs, Row
+from kd.types import UNLABELLED, Annotation, Batch, Inputs, Row
 
 __all__ = [
     "EncodedRows",
@@ -73,23 +74,44 @@ class EncodedRows:
         views = {name: distinct[id(view)] for name, view in self.views.items()}
         return EncodedRows(rows, views, self.classes)
 
-    def batch(self, chosen: NDArray[np.int64]) -> Batch:
-        """Return some rows as a batch, each view padded to its own longest row."""
-        padded: dict[int, Inputs] = {}
-        for encoded in self.views.values():
-            if id(encoded) not in padded:
-                padded[id(encoded)] = encoded.pad(chosen)
+    def learn(self, embeddings: Tensor) -> None:
+        """Take the embeddings of the rationales, `[rows, D]`."""
+        device = next(iter(self.views.values())).device
+        self._privileged["embedding"] = embeddings.to(device)
+
+    def batch(self, chosen: NDArray[np.int64], hidden: NDArray[np.bool_] | None = None) -> Batch:
+        """Return some rows as a batch, each view padded to its own longest row.
+
+        Args:
+            chosen: Positions of the rows.
+            hidden: Of which of them the student is not shown the rationale, `[B]`.
+
+        Returns:
+            The batch.
+        """
+        padded: dict[tuple[int, bool], Inputs] = {}
+        views: dict[str, Inputs] = {}
+        for name, encoded in self.views.items():
+            hides = hidden is not None and not name.startswith("teacher")
+            key = id(encoded), hides and encoded.texts is not None
+            if key not in padded:
+                padded[key] = encoded.pad(chosen, hidden if hides else None)
+            views[name] = padded[key]
         device = next(iter(self.views.values())).device
         places = torch.from_numpy(chosen).to(device, non_blocking=True)
         columns = {name: column[places] for name, column in self._columns.items()}
+        privileged = {name: column[places] for name, column in self._privileged.items()}
+        if "evidence" in views:
+            privileged["evidence"] = views.pop("evidence")["input_ids"]
         return Batch(
-            views={name: padded[id(encoded)] for name, encoded in self.views.items()},
+            views=views,
             labels=columns["labels"],
             index=columns["index"],
             content=columns["content"],
             family=columns.get("family"),
             weights=columns.get("weights"),
             tokens=int(self.lengths[chosen].sum()),
+            privileged=privileged,
         )
 
     @cached_property
@@ -108,6 +130,23 @@ class EncodedRows:
             columns["family"] = torch.tensor([content[origin] for origin in origins])
         if any(row.weight != 1.0 for row in self.rows):
             columns["weights"] = torch.tensor([row.weight for row in self.rows])
+        device = next(iter(self.views.values())).device
+        return {name: column.to(device) for name, column in columns.items()}
+
+    @cached_property
+    def _privileged(self) -> dict[str, Tensor]:
+        """What was annotated, for the whole split; empty where nothing was."""
+        reads = {name.split(".")[0] for name in self.views} - {"student", "teacher"}
+        if not reads and not any(row.annotation for row in self.rows):
+            return {}
+        said = [row.annotation or Annotation() for row in self.rows]
+        classes = [UNLABELLED if one.label is None else one.label for one in said]
+        sure = [math.nan if one.confidence is None else one.confidence for one in said]
+        columns = {
+            "weight": torch.tensor([float(one.rationale is not None) for one in said]),
+            "label": torch.tensor(classes),
+            "confidence": torch.tensor(sure),
+        }
         device = next(iter(self.views.values())).device
         return {name: column.to(device) for name, column in columns.items()}
 
@@ -206,6 +245,7 @@ class TrainingBatches:
         ranks: Number of processes.
         position: Epoch and number of batches already consumed in it.
         tokens: Most tokens of a rank's batch, instead of ``batch_size`` rows.
+        dropout: Share of the rows whose rationale the student is not shown.
     """
 
     def __init__(
@@ -217,6 +257,7 @@ class TrainingBatches:
         ranks: int = 1,
         position: tuple[int, int] = (0, 0),
         tokens: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         self.data = data
         self.batch_size = batch_size
@@ -225,6 +266,7 @@ class TrainingBatches:
         self.ranks = ranks
         self.position = position
         self.tokens = tokens
+        self.dropout = dropout
         self._next = position
         self._length = len(self._batches(0))  # the same in every epoch
 
@@ -244,9 +286,13 @@ class TrainingBatches:
         if consumed >= len(self):
             epoch, consumed = epoch + 1, 0
         self.position, self._next = (epoch, consumed), (epoch + 1, 0)
-        for batch in self._batches(epoch)[consumed:]:
-            self.position = (epoch, self.position[1] + 1)
-            yield self.data.batch(batch[self.rank :: self.ranks])
+        for number, batch in enumerate(self._batches(epoch)[consumed:], start=consumed):
+            self.position = (epoch, number + 1)
+            hidden = None
+            if self.dropout:
+                random = np.random.default_rng([self.seed, epoch, number])
+                hidden = (random.random(len(batch)) < self.dropout)[self.rank :: self.ranks]
+            yield self.data.batch(batch[self.rank :: self.ranks], hidden)
 
 
 class EvaluationBatches:

@@ -6,7 +6,6 @@ loaded, which views to encode. This room knows no teacher and no objective.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,11 +17,12 @@ import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 
+from kd.data.annotations import Explained, Rationales, explain
 from kd.data.collate import EncodedRows, EvaluationBatches, TrainingBatches
 from kd.data.encode import View, encode
 from kd.data.rows import Fields, Table, canonical_rows, report_rows, resolve_labels
 from kd.data.sources import Source, available_roles, read
-from kd.data.splits import hide_labels, leaking, select_rows, stratified_split
+from kd.data.splits import fingerprint, hide_labels, leaking, select_rows, stratified_split
 from kd.data.variants import Augmentation, Variants, judge, make_variants
 from kd.errors import ConfigError, DataError
 from kd.types import Row
@@ -58,6 +58,7 @@ class TextDataModule(LightningDataModule):
             ``batch_size`` rows: fills a GPU evenly.
         max_length: Tokens after which a text is cut.
         augment: How the training rows are multiplied; null is not at all.
+        rationales: Explanations of the training rows, for what learns from them; null is none.
         fold: Number of a fold and of all folds: train without the rows of this fold, whose texts'
             digests say which rows they are. Out-of-fold teachers are trained like this.
         split_seed: Of the validation split and of the choices above; not of training.
@@ -87,6 +88,7 @@ class TextDataModule(LightningDataModule):
         tokens_per_batch: int | None = None,
         max_length: int = 128,
         augment: Augmentation | None = None,
+        rationales: Rationales | None = None,
         fold: tuple[int, int] | None = None,
         split_seed: int = 0,
     ) -> None:
@@ -129,6 +131,7 @@ class TextDataModule(LightningDataModule):
         self.tokens_per_batch = tokens_per_batch
         self.max_length = max_length
         self.augment = augment
+        self.rationales = rationales
         self.fold = fold
         self.split_seed = split_seed
         self.labels: tuple[str, ...] = ()
@@ -136,6 +139,7 @@ class TextDataModule(LightningDataModule):
         self.notes: list[str] = []
         self.variants: Variants | None = None
         self.variants_folder: Path | None = None
+        self.explained: Explained | None = None
         self._views: dict[str, View] = {}
         self._unlabelled = True
         self._is_judged = False
@@ -155,6 +159,8 @@ class TextDataModule(LightningDataModule):
         """
         if "train" not in self.rows:
             self._read_training()
+        if stage == "fit" and self.rationales is not None and self.explained is None:
+            self._explain(self.rationales)
         if stage == "fit" and self.augment is not None and self.variants is None:
             train, held_out = self.rows["train"], self.rows["validation"]
             self.variants = make_variants(
@@ -174,16 +180,18 @@ class TextDataModule(LightningDataModule):
         self.read(stage)
 
     def texts(self) -> Sequence[str]:
-        """Return the training texts, labelled or not, second texts of pairs too; no variants."""
-        originals = (row for row in self.rows["train"] if row.origin is None)
-        pieces = ((row.text, row.pair) for row in originals)
-        return [text for pair in pieces for text in pair if text is not None]
+        """Return the training rows' texts, second texts and rationales; nothing of variants."""
+        originals = [row for row in self.rows["train"] if row.origin is None]
+        said = [row.annotation.rationale for row in originals if row.annotation]
+        pieces = [text for row in originals for text in (row.text, row.pair)]
+        return [text for text in pieces + said if text is not None]
 
     def connect(self, views: dict[str, View], unlabelled: bool) -> None:
         """Take the views to encode.
 
         Args:
-            views: By name; ``student`` always.
+            views: By name; ``student`` always. Those that are neither the student's nor a
+                teacher's are made of training rows only.
             unlabelled: Whether any objective learns from rows without a label; else they are
                 left out of training.
         """
@@ -220,9 +228,14 @@ class TextDataModule(LightningDataModule):
         self.variants.rows = [row for row in rows if row.origin is not None]
         self._is_judged = True
 
-    def augmentation(self) -> dict[str, Any] | None:
-        """Return what became of the variants, with ten examples, for a file; null if none."""
-        return None if self.variants is None else self.variants.as_plain(self.rows["train"])
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """Return what became of variants and of rationales, by the name of a file for it."""
+        found = {}
+        if self.variants is not None:
+            found["augmentation"] = self.variants.as_plain(self.rows["train"])
+        if self.explained is not None:
+            found["rationales"] = self.explained.as_plain()
+        return found
 
     def summary(self) -> str:
         """Return how many rows there are, and what was found amiss, a line each."""
@@ -235,11 +248,12 @@ class TextDataModule(LightningDataModule):
         classes = "any of the classes" if self.multi_label else "classes"
         counts = f"data = {', '.join(parts)}; {classes} {', '.join(self.labels)}"
         made = [str(self.variants)] if self.variants else []
+        made += self.explained.lines() if self.explained else []
         return "\n".join([counts, *made, *(f"note: {note}" for note in self.notes)])
 
     def fingerprints(self) -> dict[str, str]:
         """Return a digest of the rows of each split that was read."""
-        return {role: _digest(rows, self.labels) for role, rows in self.rows.items()}
+        return {role: fingerprint(rows, self.labels) for role, rows in self.rows.items()}
 
     def encoded(self, role: str) -> EncodedRows:
         """Return a split as all views read it: what batches are cut from.
@@ -254,9 +268,14 @@ class TextDataModule(LightningDataModule):
             rows = self.rows[role]
             if role == "train" and not self._unlabelled:
                 rows = [row for row in rows if row.label is not None]
-            read = {view.key: view for view in self._views.values()}
+            wanted = {
+                name: view
+                for name, view in self._views.items()
+                if role == "train" or name.split(".")[0] in ("student", "teacher")
+            }
+            read = {view.key: view for view in wanted.values()}
             once = {key: encode(rows, view).on(self._device) for key, view in read.items()}
-            views = {name: once[view.key] for name, view in self._views.items()}
+            views = {name: once[view.key] for name, view in wanted.items()}
             self._encoded[role] = EncodedRows(
                 rows, views, len(self.labels) if self.multi_label else None
             )
@@ -271,8 +290,16 @@ class TextDataModule(LightningDataModule):
             )
         if len(data) < ranks:
             raise DataError("No row is left to train on: no objective learns from unlabelled rows.")
+        dropout = 0.0 if self.rationales is None else self.rationales.dropout
         self._training = TrainingBatches(
-            data, self.batch_size, self._seed, rank, ranks, self._position, self.tokens_per_batch
+            data,
+            self.batch_size,
+            self._seed,
+            rank,
+            ranks,
+            self._position,
+            self.tokens_per_batch,
+            dropout,
         )
         return self._training
 
@@ -311,22 +338,29 @@ class TextDataModule(LightningDataModule):
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", "0"))  # set by Lightning's seed_everything
 
+    def _explain(self, plan: Rationales) -> None:
+        source = Source(train=plan.path) if plan.path else self.source
+        table, train = read(source, "train"), self.rows["train"]
+        self.explained = explain(
+            train, table, plan, self.labels, self.rows["validation"], self.split_seed
+        )
+        self.rows["train"] = self.explained.rows
+
     def _read_training(self) -> None:
         table = read(self.source, "train")
         self.labels = resolve_labels(table, self.fields)
-        train = self._canonical(table, self.fields)
         roles = available_roles(self.source)
+        # where no label is kept there need not be a column of them
+        labelled = self.labelled_rows != 0 or "validation" not in roles
+        train = self._canonical(table, self.fields, labelled)
         if "validation" in roles:
             validation = self._read_evaluated("validation")
         else:
             train, validation = stratified_split(train, self.validation_fraction, self.split_seed)
             validation = [replace(row, weight=1.0) for row in validation]  # as one that was given
         if self.train_rows is not None:
-            _check_count("train_rows", self.train_rows, len(train))
             train = select_rows(train, self.train_rows, self.split_seed)
         if self.labelled_rows is not None:
-            labelled = sum(row.label is not None for row in train)
-            _check_count("labelled_rows", self.labelled_rows, labelled)
             train = hide_labels(train, self.labelled_rows, self.split_seed)
         if "unlabelled" in roles:
             more = self._canonical(read(self.source, "unlabelled"), self.fields, labelled=False)
@@ -363,15 +397,3 @@ class TextDataModule(LightningDataModule):
         if len(data) < ranks:
             raise DataError(f"The {role} split has {len(data)} rows for {ranks} ranks: use fewer.")
         return EvaluationBatches(data, self.eval_batch_size, rank, ranks)
-
-
-def _check_count(key: str, wanted: int, there: int) -> None:
-    if wanted > there:
-        raise DataError(f"data.{key} is {wanted:,}, but there are only {there:,} such rows.")
-
-
-def _digest(rows: Sequence[Row], labels: Sequence[str]) -> str:
-    state = hashlib.sha256(repr(tuple(labels)).encode())
-    for row in rows:
-        state.update(repr((row.text, row.pair, row.label, row.weight)).encode())
-    return state.hexdigest()[:16]

@@ -6,6 +6,7 @@ knows no column.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from dataclasses import replace
 from kd.errors import DataError
 from kd.types import Row
 
-__all__ = ["hide_labels", "leaking", "select_rows", "stratified_split"]
+__all__ = ["fingerprint", "hide_labels", "leaking", "select_rows", "stratified_split"]
 
 
 def stratified_split(
@@ -82,7 +83,9 @@ def select_rows(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     DataError.
     """
     if not 0 < count <= len(rows):
-        raise DataError(f"Cannot choose {count:,} rows of {len(rows):,}.")
+        raise DataError(
+            f"data.train_rows is {count:,}, but there are {len(rows):,} rows: give 1 to as many."
+        )
     return [rows[i] for i in sorted(_stratified_order(rows, seed)[:count])]
 
 
@@ -93,7 +96,10 @@ def hide_labels(rows: Sequence[Row], keep: int, seed: int) -> list[Row]:
     """
     labelled = [i for i, row in enumerate(rows) if row.label is not None]
     if not 0 <= keep <= len(labelled):
-        raise DataError(f"Cannot keep {keep:,} labels: {len(labelled):,} rows have one.")
+        raise DataError(
+            f"data.labelled_rows is {keep:,}, but {len(labelled):,} rows have a label: give 0 to "
+            "as many."
+        )
     order = _stratified_order([rows[i] for i in labelled], seed)
     hidden = {labelled[i] for i in order[keep:]}
     return [replace(row, label=None) if i in hidden else row for i, row in enumerate(rows)]
@@ -103,3 +109,12 @@ def leaking(train: Sequence[Row], validation: Sequence[Row]) -> int:
     """Count the validation rows whose very text (and pair) is also trained on."""
     known = {(row.text, row.pair) for row in train}
     return sum((row.text, row.pair) in known for row in validation)
+
+
+def fingerprint(rows: Sequence[Row], labels: Sequence[str]) -> str:
+    """Return a digest of all that is learnt from rows, in their order."""
+    state = hashlib.sha256(repr(tuple(labels)).encode())
+    for row in rows:
+        said = (row.annotation,) if row.annotation else ()
+        state.update(repr((row.text, row.pair, row.label, row.weight, *said)).encode())
+    return state.hexdigest()[:16]

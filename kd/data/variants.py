@@ -226,7 +226,9 @@ def make_variants(
             else:
                 taken.add((text, pair))
                 label = None if plan.labels == "drop" else row.label
-                made.append(Row(index + len(made), text, label, pair, row.index, row.weight))
+                said = row.annotation and replace(row.annotation, evidence=())  # other characters
+                place = index + len(made)
+                made.append(Row(place, text, label, pair, row.index, row.weight, said))
     left_out = {reason: fates[reason] for reason in ("unchanged", "duplicate", "held out")}
     seconds = time.perf_counter() - started
     return Variants(made, sum(counts), left_out, seconds, is_known)

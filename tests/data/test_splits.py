@@ -72,7 +72,7 @@ def test_choices_depend_on_the_seed_alone():
 
 @pytest.mark.parametrize("count", [0, -1, 5])
 def test_impossible_choices_are_refused(count):
-    with pytest.raises(DataError, match=rf"Cannot choose {count} rows of 4"):
+    with pytest.raises(DataError, match=rf"data.train_rows is {count}, but there are 4 rows"):
         select_rows(rows_of(2, 2), count, seed=0)
 
 
@@ -87,7 +87,7 @@ def test_hidden_labels_are_nested_and_nothing_else_changes():
     assert hide_labels(rows, 40, seed=5) == rows
     assert counts(hide_labels(rows, 0, seed=5)) == {None: 41}
     for keep in (41, -1):
-        with pytest.raises(DataError, match="40 rows have one"):
+        with pytest.raises(DataError, match="40 rows have a label"):
             hide_labels(rows, keep, seed=5)
 
 

@@ -1,0 +1,276 @@
+"""Explanations of training rows: joined to them by text, made safe to learn from, and audited.
+
+What gives the label away is masked here, when the rows are read, so that what an annotator said is
+kept as it came. This room knows tables and rows, no annotator and no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from kd.data.rows import Table, repaired
+from kd.errors import ConfigError, DataError
+from kd.rationales.leaks import Audit, audit, mask
+from kd.types import Annotation, Row
+
+__all__ = ["Explained", "Rationales", "explain"]
+
+_FATES = (
+    "without an annotation",
+    "also held out",
+    "naming none of the classes",
+    "contradicting the label",
+    "empty",
+)
+
+
+@dataclass
+class Rationales:
+    """Explanations of the training rows, joined to them by text; no other row ever has one.
+
+    Args:
+        path: File (parquet, jsonl, csv) or run of ``annotate`` such as runs/annotate_sst2, its
+            newest finished version; null reads the columns of the training data itself.
+        text_column: Column of the text in that file.
+        rationale_column: Column of the explanation; null where there are only labels or quotes.
+        label_column: Column of the class that the annotator named, or its position; may be
+            missing, as may the two that follow.
+        confidence_column: Column of how sure it was, from 0 to 1 or in per cent.
+        evidence_column: Column of quotes of the text, a list or one text.
+        words: Words that give the label away, beside the names of the classes.
+        mask: Whether these words, and sentences that state the answer, are left out.
+        agreement: Whether a rationale counts only where the annotator named the row's own label.
+        control: What the explanations are worth is seen by training without: ``shuffled`` gives
+            each text the explanation of another, ``absent`` an empty one at the same cost.
+        dropout: Share of the rows whose rationale a student that reads it is not shown in a step.
+
+    Raises:
+        ConfigError: If ``dropout`` is not from 0 to 1, or there is no column to read.
+    """
+
+    path: str | None = None
+    text_column: str = "text"
+    rationale_column: str | None = "rationale"
+    label_column: str = "teacher_label"
+    confidence_column: str = "teacher_confidence"
+    evidence_column: str = "evidence"
+    words: list[str] = field(default_factory=list)
+    mask: bool = True
+    agreement: bool = True
+    control: Literal["shuffled", "absent"] | None = None
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(
+                f"data.rationales.dropout is {self.dropout}: it is a share of the rows, from 0 to "
+                "below 1."
+            )
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Training rows with what was said about them.
+
+    Args:
+        rows: All training rows, in their order.
+        counts: How many rows have an annotation, and how many lost their rationale for what.
+        audit: What the rationales give away; null where there are too few to tell.
+    """
+
+    rows: list[Row]
+    counts: Mapping[str, int]
+    audit: Audit | None
+
+    def lines(self) -> list[str]:
+        """Return what a user should know, a line each."""
+        lost = [f"{count} {fate}" for fate, count in self.counts.items() if count]
+        said = [row.annotation.rationale for row in self.rows if row.annotation]
+        learnt = len(said) - said.count(None)
+        head = f"explained = {learnt} of {len(self.rows)} rows"
+        return [", ".join([head, *lost]), *(self.audit.lines() if self.audit else [])]
+
+    def figures(self) -> dict[str, float]:
+        """Return what the rationales give away, by log key; empty where it was not measured."""
+        names = ("before", "after", "text", "rationale", "reader")
+        return {f"leak/{name}": getattr(self.audit, name) for name in names} if self.audit else {}
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return counts and audit as plain values."""
+        return {**self.counts, "audit": self.audit.as_plain() if self.audit else None}
+
+
+def explain(
+    rows: Sequence[Row],
+    table: Table,
+    plan: Rationales,
+    labels: Sequence[str],
+    held_out: Sequence[Row] = (),
+    seed: int = 0,
+) -> Explained:
+    """Join explanations to rows by their text.
+
+    A row that was not annotated, or whose annotator failed, contradicts its label or says nothing
+    but the label, stays without a rationale; so does one whose text is held out.
+
+    Args:
+        rows: Training rows.
+        table: Of the explanations.
+        plan: Which columns hold what, and what to do with them.
+        labels: Class names in the order of the logits.
+        held_out: Rows that are validated on.
+        seed: Of the shuffled control.
+
+    Returns:
+        The rows, each with its annotation.
+
+    Raises:
+        DataError: If a column is missing, a label is unknown, or no text is one of the rows'.
+    """
+    said, unnamed = _read(table, plan, labels)
+    contents = [row.content for row in rows]
+    known = {content: said[content] for content in dict.fromkeys(contents) if content in said}
+    if not known:
+        raise DataError(
+            f"{table.origin} explains none of the {len(rows):,} training texts: set "
+            "data.rationales.path to the explanations of this data set."
+        )
+    raw = {content: annotation.rationale for content, annotation in known.items()}
+    words = [*labels, *plan.words]
+    if plan.mask:
+        known = {
+            content: replace(annotation, rationale=mask(annotation.rationale or "", words) or None)
+            for content, annotation in known.items()
+        }
+    if plan.control is not None:
+        lengths = {content: len(row.text) for content, row in zip(contents, rows, strict=True)}
+        known = _controlled(known, lengths, plan.control, seed)
+    joined = [
+        replace(row, annotation=known.get(content))
+        for row, content in zip(rows, contents, strict=True)
+    ]
+    found = audit(joined, labels, [raw.get(content) for content in contents], words)
+    forbidden = {row.content: "also held out" for row in held_out}
+    fates = {**dict.fromkeys(unnamed, "naming none of the classes"), **forbidden}
+    return Explained(*_filtered(joined, plan, fates), found)
+
+
+def _filtered(
+    rows: Sequence[Row], plan: Rationales, fates: Mapping[int, str]
+) -> tuple[list[Row], dict[str, int]]:
+    """Take the rationale from rows that must not be taught by it, and count why."""
+    kept: list[Row] = []
+    counts = dict.fromkeys(_FATES, 0)
+    for row in rows:
+        annotation, fate = row.annotation, fates.get(row.content)
+        if annotation is None:
+            fate = "without an annotation"
+        elif fate is None and plan.agreement and None not in (row.label, annotation.label):
+            fate = "contradicting the label" if row.label != annotation.label else None
+        if annotation and fate is None and plan.rationale_column and annotation.rationale is None:
+            fate = "empty"
+        if fate:
+            counts[fate] += 1
+        if annotation and fate:
+            row = replace(row, annotation=replace(annotation, rationale=None, evidence=()))
+        kept.append(row)
+    return kept, counts
+
+
+def _controlled(
+    known: Mapping[int, Annotation],
+    lengths: Mapping[int, int],
+    control: Literal["shuffled", "absent"],
+    seed: int,
+) -> dict[int, Annotation]:
+    """Replace what was explained, and nothing else: where there was a rationale there is one."""
+    draw = np.random.default_rng(seed)
+    taught = [content for content, annotation in known.items() if annotation.rationale is not None]
+    turn = draw.permutation(len(taught))  # each gets the one of its neighbour in this circle
+    other = {taught[a]: taught[b] for a, b in zip(turn, np.roll(turn, 1), strict=True)}
+    changed = {}
+    for content, annotation in known.items():
+        rationale = annotation.rationale
+        if rationale is not None:
+            rationale = "" if control == "absent" else known[other[content]].rationale
+        spans = []
+        for first, end in annotation.evidence if control == "shuffled" else ():
+            start = int(draw.integers(0, lengths[content] - (end - first) + 1))
+            spans.append((start, start + end - first))
+        changed[content] = replace(annotation, rationale=rationale, evidence=tuple(spans))
+    return changed
+
+
+def _read(
+    table: Table, plan: Rationales, labels: Sequence[str]
+) -> tuple[dict[int, Annotation], set[int]]:
+    """Return the annotation of each text by its digest, and the texts that got no known class.
+
+    The last annotation of a text counts.
+    """
+    columns = {name: table.frame[name].tolist() for name in table.frame.columns}
+    for key in ("text_column", "rationale_column"):
+        name = getattr(plan, key)
+        if name is not None and name not in columns:
+            raise DataError(
+                f"{table.origin} has no column {name!r}: set data.rationales.{key} to one of: "
+                f"{', '.join(map(str, columns))}."
+            )
+    places = range(len(labels))
+    names: dict[object, int] = {spelt: place for place in places for spelt in (place, str(place))}
+    names |= {label.casefold(): place for place, label in enumerate(labels)}
+    sure = [_number(cell) for cell in columns.get(plan.confidence_column, ())]
+    percent = 100.0 if max(sure, default=0.0) > 1.0 else 1.0
+    found, unnamed = {}, set()
+    for n, text in enumerate(columns[plan.text_column]):
+        cells = {name: column[n] for name, column in columns.items()}
+        if not isinstance(text, str) or cells.get("status", "ok") != "ok":
+            continue
+        text = repaired(text)
+        label = cells.get(plan.label_column)
+        named = label.strip().casefold() if isinstance(label, str) else label
+        named = named if isinstance(named, str | int | float) else None
+        rationale = cells.get(plan.rationale_column) if plan.rationale_column else None
+        content = Row(n, text).content
+        unnamed.discard(content)
+        if named not in (None, "") and named == named and named not in names:
+            unnamed.add(content)
+        found[content] = Annotation(
+            label=names.get(named),
+            confidence=sure[n] / percent if sure and sure[n] >= 0.0 else None,
+            rationale=rationale if isinstance(rationale, str) and rationale.strip() else None,
+            evidence=_spans(text, cells.get(plan.evidence_column)),
+            is_told=cells.get("rationale_source") == "rationalised",
+        )
+    if found and len(unnamed) == len(found):
+        raise DataError(
+            f"{table.origin}: no {plan.label_column} is one of the classes {', '.join(labels)}: "
+            "set data.rationales.label_column, or data.label_names to what it says."
+        )
+    return found, unnamed
+
+
+def _number(cell: object) -> float:
+    """Return a cell as a number from 0 to 100, -1 if it is none."""
+    try:
+        value = float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return -1.0
+    return value if 0.0 <= value <= 100.0 else -1.0
+
+
+def _spans(text: str, cell: object) -> tuple[tuple[int, int], ...]:
+    """Return where quotes stand in a text; those that are not in it are nowhere."""
+    quotes = [cell] if isinstance(cell, str) else cell if isinstance(cell, list) else []
+    found = []
+    for quote in quotes:
+        if isinstance(quote, str) and quote and quote in text:
+            whole = re.search(rf"(?<!\w){re.escape(quote)}(?!\w)", text)  # not in another word
+            start = whole.start() if whole else text.index(quote)
+            found.append((start, start + len(quote)))
+    return tuple(found)
