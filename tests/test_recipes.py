@@ -20,6 +20,7 @@ from kd.cli import main
 from kd.runs import read_manifest, verify
 from kd.shards import read_shards
 from tests.conftest import LABELS, TEXTS, MakeModel
+from tests.rationales.server import AnnotationServer
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "annotator:" not in p.read_text())
@@ -443,19 +444,51 @@ def test_eight_processes_get_eight_whole_directories(
 
 
 @pytest.mark.slow
-def test_a_key_of_the_environment_is_in_no_file(
+def test_keys_of_the_environment_are_in_no_file(
     root: Path, csv_file: Path, make_model: MakeModel
 ) -> None:
-    canary = "c0ffee" * 6 + "c0ff"
-    words = ["fit", f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
-    words += [f"--run.root={root}", "--trainer.max_epochs=1", "--trainer.logger=WandbLogger"]
-    process = start(*words, *TINY, WANDB_API_KEY=canary)
-    output = process.communicate()[0]
+    """An annotator's key and W&B's, from the question to the trained student."""
+    pytest.importorskip("openai")
+    keys = {"WANDB_API_KEY": "c0ffee" * 6 + "c0ff", "GROQ_API_KEY": "gsk_a1B2c3D4e5F6g7H8i9J0"}
+    rows = f"--data.source.train={csv_file}"
+    with AnnotationServer(key=keys["GROQ_API_KEY"]) as server:
+        asked = {"model": "tiny", "provider": "groq", "base_url": server.url}
+        annotator = json.dumps({"class_path": "APIAnnotator", "init_args": asked})
+        words = ["annotate", f"--annotator={annotator}", rows, f"--root={root}", "--name=said"]
+        process = start(*words, **keys)
+        output = process.communicate()[0]
+        assert (process.returncode, server.requests) == (0, 36), output
+    words = ["fit", f"--model.student.path={make_model()}", rows, *TINY]
+    words += ["--model.objectives={privileged: PrivilegedKD}", "--trainer.logger=WandbLogger"]
+    words += [f"--data.rationales.path={root / 'said'}", "--trainer.max_epochs=1"]
+    process = start(*words, f"--run.root={root}", **keys)
+    output += process.communicate()[0]
     assert process.returncode == 0, output
     files = [path for path in root.rglob("*") if path.is_file()]
     assert [path for path in files if path.suffix == ".wandb"]
-    assert not [path for path in files if canary.encode() in path.read_bytes()]
-    assert canary not in output
+    assert [path for path in files if path.name == "rationales.json"]
+    for key in keys.values():
+        assert not [path for path in files if key.encode() in path.read_bytes()]
+        assert key not in output
+
+
+@pytest.mark.slow
+def test_ranks_with_and_without_rationales_train_together(
+    root: Path, csv_file: Path, make_model: MakeModel
+) -> None:
+    """Every fifth row is explained, so that many batches of a rank have none."""
+    said = explained(csv_file)
+    said.write_text("\n".join(said.read_text().splitlines()[::5]) + "\n")
+    terms = "{labels: HardLabel, privileged: PrivilegedKD, words: RationaleWordsKD}"
+    words = ["fit", f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += [f"--run.root={root}", f"--model.objectives={terms}", *TINY, "--data.batch_size=2"]
+    words += [f"--data.rationales.path={said}", "--trainer.max_epochs=1"]
+    process = start(*words, "--trainer.strategy=ddp", "--trainer.devices=2")
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    logged = metrics(root / "run/version_0")["train/privileged"]
+    assert 0.0 in logged
+    assert max(logged) > 0.0
 
 
 @pytest.mark.slow
