@@ -12,6 +12,7 @@ import yaml
 from kd.cli import main
 from kd.runs import read_manifest
 from tests.conftest import TEXTS, MakeModel
+from tests.rationales.server import AnnotationServer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,7 +27,9 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("python train.py ")]
+    return [
+        shlex.split(line, comments=True) for line in lines if line.startswith("python train.py")
+    ]
 
 
 def test_the_two_commands_stand_first_and_alone() -> None:
@@ -83,6 +86,37 @@ def test_every_command_uses_known_options(
                 main([*words[2:], "--print_config"])
             assert not stop.value.code, words
             assert yaml.safe_load(capsys.readouterr().out)["model"]
+
+
+def test_reasoning_commands_run_in_order(
+    tmp_path: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GROQ_API_KEY", "gsk_a1B2c3D4e5F6g7H8i9J0")
+    rows = [
+        f"--data.source={{path: null, name: null, train: {csv_file}}}",
+        "--data.train_rows=null",
+    ]
+    rows += ["--data.text_column=text"]
+    named = ("annotate", "rationale_encoder_sst2")
+    done = [w[2:] for w in commands() if any(name in " ".join(w) for name in named)]
+    assert [words[0] for words in done] == ["annotate", "annotate", "fit", "classify"]
+    with AnnotationServer() as server:
+        more = {
+            "annotate": [*rows, f"--annotator.base_url={server.url}"],
+            "fit": [*rows, *QUICKLY, f"--model.student.path={make_model(num_hidden_layers=6)}"],
+        }
+        for words in done:
+            words = [re.sub("^configs/", f"{ROOT}/configs/", word) for word in words]
+            main([*words, *more.get(words[0], [])])
+            assert (server.requests == 0) == ("--dry_run" in words)
+    assert (tmp_path / "runs/annotate_sst2/version_0/annotations.parquet").is_file()
+    assert capsys.readouterr().out.splitlines()[-1].endswith("I am very happy today!")
 
 
 def test_run_folder_is_as_described(

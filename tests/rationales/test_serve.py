@@ -110,5 +110,6 @@ def test_the_whole_way_from_texts_over_http_to_a_student(served, chat_model, tmp
     assert "explained = 16 of 16 rows" in told
     report = json.loads((tmp_path / "student/version_0/rationales.json").read_text())
     assert report["audit"]["agreement"] == 1.0
+    assert "leak/reader" in (tmp_path / "student/version_0/metrics.csv").read_text()
     main(["classify", f"--model={tmp_path / 'student'}", "i loved every minute of it"])
     assert capsys.readouterr().out.startswith("positive\t")
