@@ -28,7 +28,7 @@ from kd.data.encode import View
 from kd.errors import ConfigError, DataError, RunError
 from kd.layers import class_probabilities
 from kd.shards import Shard, add_facts, elements, locate, read_facts, read_shards, write_shard
-from kd.teachers import Reference, Teacher
+from kd.teachers import Reference, Teacher, check_answers
 from kd.types import Batch, ModelInfo, Outputs
 
 __all__ = ["CachedTeacher", "Filling"]
@@ -102,6 +102,7 @@ class CachedTeacher(Teacher):
     ) -> None:
         if not limit_gb > 0:
             raise ConfigError(f"CachedTeacher.limit_gb is {limit_gb}: it must be positive.")
+        check_answers("CachedTeacher", teacher)
         self.teacher = teacher
         self.provides = teacher.provides
         self.precision = precision

@@ -23,7 +23,7 @@ from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows
 from kd.data.encode import View
 from kd.errors import ConfigError, DataError, ModelError
-from kd.teachers import ModelTeacher, Reference, Teacher
+from kd.teachers import ModelTeacher, Reference, Teacher, check_answers
 from kd.types import Batch, ModelInfo, Outputs
 
 __all__ = ["EnsembleTeacher", "OutOfFoldTeacher", "average_logits", "average_probabilities"]
@@ -229,6 +229,7 @@ class OutOfFoldTeacher(Teacher):
         path: Run reference: the members are the runs ``<path>_fold0of5`` and so on.
         recipe: Recipe that trains a member that is not there yet, with ``data.fold`` set.
         folds: Number of folds and of members.
+        reads: What they are shown of a training row; see :class:`ModelTeacher`.
 
     Raises:
         ConfigError: If there are fewer than two folds.
@@ -236,15 +237,19 @@ class OutOfFoldTeacher(Teacher):
 
     provides = ModelTeacher.provides
 
-    def __init__(self, path: str, recipe: str, folds: int = 5) -> None:
+    def __init__(
+        self,
+        path: str,
+        recipe: str,
+        folds: int = 5,
+        reads: Literal["text", "text and rationale"] = "text",
+    ) -> None:
         if folds < 2:
-            raise ConfigError(
-                f"OutOfFoldTeacher.folds is {folds}: give 2 or more, as every member is trained "
-                "without one of them."
-            )
+            raise ConfigError(f"OutOfFoldTeacher.folds is {folds}: give 2 or more.")
         self.recipe = recipe
         self.members = [
-            ModelTeacher(f"{Path(path)}_fold{fold}of{folds}", recipe) for fold in range(folds)
+            ModelTeacher(f"{Path(path)}_fold{fold}of{folds}", recipe, reads=reads)
+            for fold in range(folds)
         ]
 
     def references(self) -> dict[str, Reference | None]:
@@ -370,7 +375,8 @@ def _check_members(
     known = ", ".join(teachers)
     if not teachers:
         raise ConfigError("EnsembleTeacher.teachers is empty: name at least one teacher.")
-    for name in teachers:
+    for name, teacher in teachers.items():
+        check_answers("EnsembleTeacher", teacher)
         if not name or "." in name:
             raise ConfigError(
                 f"EnsembleTeacher.teachers has the name {name!r}: give one that is not empty and "

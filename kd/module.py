@@ -26,7 +26,7 @@ from kd.data.collate import EncodedRows
 from kd.data.encode import Reads, View
 from kd.errors import ConfigError, RunError
 from kd.layers import class_probabilities
-from kd.loss import check_terms, equation, weighted_sum
+from kd.loss import check_rows, check_terms, equation, weighted_sum
 from kd.metrics import agreement_metric, classification_metrics
 from kd.models import EncoderClassifier
 from kd.objectives import (
@@ -110,14 +110,9 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         chosen = {"labels": HardLabel()} if objectives is None else objectives
-        kept = {name: term for name, term in chosen.items() if term is not None}
-        check_terms(kept, teacher, reads)
-        for name, term in kept.items():
-            if "rationale_logits" in term.needs and not isinstance(student, Seq2SeqClassifier):
-                raise ConfigError(
-                    f"model.objectives.{name} ({type(term).__name__}) teaches to write, which "
-                    f"model.student ({type(student).__name__}) cannot: take a Seq2SeqClassifier."
-                )
+        named = {name: term for name, term in chosen.items() if term is not None}
+        check_terms(named, teacher, reads, writes=isinstance(student, Seq2SeqClassifier))
+        kept = {name: term for name, term in named.items() if term.has_weight}
         if not 0.0 <= warmup <= 1.0:
             raise ConfigError(f"model.warmup is {warmup}: it is a share of the steps, from 0 to 1.")
         self.student: TextClassifier = student
@@ -174,34 +169,42 @@ class DistillationModule(LightningModule):
         if not self._is_ready:
             self._load(data)
             self._is_ready = True
-        if stage == "fit" and data.needs_teacher and self.teacher is None:
-            raise ConfigError(
-                "data.augment.labels takes labels from variants, but there is no model.teacher to "
-                "give them others: set it to keep, or name a teacher."
-            )
-        unlabelled = any(term.has_weight and not term.uses_labels for term in self.terms.values())
         views = self._views(data.max_length)
+        if stage == "fit":
+            self._check(data, views)
+        unlabelled = any(not term.uses_labels for term in self.terms.values())
+        data.connect(views, unlabelled)
+        roles = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
+        judges = stage == "fit" and data.asks_teacher
+        asked = [role for role in roles.get(stage, ()) if self.taught or judges or role != "train"]
+        if self.teacher is not None and asked:
+            device = self.trainer.strategy.root_device
+            self.teacher.keep_in(self.answers_folder if self.cache else None)
+            splits = [data.encoded(role) for role in asked]
+            self.teacher.prepare(splits, self._teacher_needs, device)
+            self.teacher_time = Stopwatch(device)
+            if judges:
+                data.judge(row_probabilities(self.teacher, data.encoded("train"), self.multi_label))
+        if stage == "fit":
+            check_rows(self.terms, self.teacher, data.encoded("train").rows)
+            if "embedding" in self.privileged:
+                rows = data.encoded("train")
+                rows.learn(rationale_embeddings(self.student, rows))
+
+    def _check(self, data: _DataSource, views: Mapping[str, View]) -> None:
+        """Refuse data that lack what the loss reads."""
+        answers = self.teacher is not None and self.teacher.answers_everything
+        if data.needs_teacher and not answers:
+            raise ConfigError(
+                "data.augment.labels takes labels from variants, but model.teacher gives them no "
+                "others: set it to keep, or name a teacher that answers any text."
+            )
         for name, view in views.items():
-            if stage == "fit" and view.reads != "text" and data.rationales is None:
+            if view.reads != "text" and data.rationales is None:
                 raise ConfigError(
                     f"The view {name!r} of the loss ({self.equation}) shows what annotators said, "
                     "but data.rationales is null: name their file there, or a run of kd annotate."
                 )
-        data.connect(views, unlabelled)
-        roles = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
-        judges = stage == "fit" and data.asks_teacher
-        if stage == "fit" and "embedding" in self.privileged:
-            rows = data.encoded("train")
-            rows.learn(rationale_embeddings(self.student, rows))
-        asked = [role for role in roles.get(stage, ()) if self.taught or judges or role != "train"]
-        if self.teacher is None or not asked:
-            return
-        device = self.trainer.strategy.root_device
-        self.teacher.keep_in(self.answers_folder if self.cache else None)
-        self.teacher.prepare([data.encoded(role) for role in asked], self._teacher_needs, device)
-        self.teacher_time = Stopwatch(device)
-        if judges:
-            data.judge(row_probabilities(self.teacher, data.encoded("train"), self.multi_label))
 
     def _load(self, data: _DataSource) -> None:
         texts = data.texts() if self.student.wants_texts else ()

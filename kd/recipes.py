@@ -39,21 +39,11 @@ from kd.data.augment import Augmenter
 from kd.data.datamodule import TextDataModule
 from kd.errors import ConfigError, KDError
 from kd.export import export_checkpoint
-from kd.models import choose_classifier
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.parsing import allow_imports, explain
-from kd.references import find_annotations, find_models
-from kd.runs import (
-    Run,
-    answers_folder,
-    check_name,
-    claim,
-    global_rank,
-    is_reference,
-    resolve,
-    variants_folder,
-)
+from kd.references import find_annotations, find_models, find_student
+from kd.runs import Run, answers_folder, check_name, claim, global_rank, variants_folder
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
@@ -116,6 +106,7 @@ class RecipeCLI(LightningCLI):
 
     def __init__(self, args: ArgsType, only_fill: bool = False) -> None:
         self.only_fill = only_fill
+        self.found: dict[str, str] = {}
         self.run: Run | None = None
         self.directory: RunDirectory | None = None
         self.is_training = False
@@ -238,8 +229,9 @@ class RecipeCLI(LightningCLI):
         with self._recorded():
             if not self.options.trainer.fast_dev_run:
                 datamodule.variants_folder = variants_folder(self.options.run.root)
-            if datamodule.rationales and datamodule.rationales.path:
-                datamodule.rationales.path = find_annotations(datamodule.rationales.path)
+            plan = datamodule.rationales
+            if plan is not None and plan.path is not None:
+                self.found[plan.path] = plan.path = find_annotations(plan.path, self.resume_from)
             datamodule.read("fit")
             self._find_references(model, train_missing=True)
             self.is_training = True
@@ -275,9 +267,8 @@ class RecipeCLI(LightningCLI):
                 model.teacher = None
             if not str(ckpt_path).endswith(".ckpt"):
                 run = self.options.run
-                path = ckpt_path or f"{run.root}/{run.name}"
-                kind = choose_classifier(resolve(path).student if is_reference(path) else path)
-                model.student, ckpt_path = kind(path=path), None
+                model.student = find_student(ckpt_path or f"{run.root}/{run.name}")
+                ckpt_path = None
             self._find_references(model, train_missing=False)
             self.is_training = True
             command = getattr(self.trainer, verb)
@@ -302,7 +293,7 @@ class RecipeCLI(LightningCLI):
         assert self.directory is not None
         self.directory.references = found
         if self.run is not None:
-            self.run.update(references=found)
+            self.run.update(references=self.found | found)
 
     def _deliver(self, run: Run, model: DistillationModule, data: TextDataModule) -> None:
         """Export the best student, measure it beside its teacher, and close the run."""

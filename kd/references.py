@@ -10,28 +10,40 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kd.classifiers import TextClassifier
 from kd.console import print_line
 from kd.errors import ConfigError, RunError
+from kd.models import choose_classifier
 from kd.runs import ANNOTATIONS, is_reference, read_manifest, resolve, versions
 from kd.teachers import Reference
 
-__all__ = ["find_annotations", "find_models"]
+__all__ = ["find_annotations", "find_models", "find_student"]
 
 
-def find_annotations(path: str) -> str:
+def find_annotations(path: str, resumed: Path | None = None) -> str:
     """Find the file that a run of ``annotate`` wrote.
 
     Args:
         path: Folder of the run, which means its newest finished version, or a version of it; any
             other path is the file itself.
+        resumed: Checkpoint of a run that is continued, with the file that it read.
 
     Returns:
         Path of the file.
 
     Raises:
-        RunError: If the run has no finished version.
+        RunError: If there is no run, or it has no finished version.
     """
+    if resumed is not None:
+        references = read_manifest(resumed.parent.parent).get("references") or {}
+        if path in references:
+            return str(references[path])
     folder = Path(path)
+    if not folder.exists() and not folder.suffix:
+        raise RunError(
+            f"data.rationales.path={path} is not there: run kd annotate first, with a recipe such "
+            "as configs/annotate_sst2.yaml."
+        )
     if not folder.is_dir():
         return path
     if (folder / ANNOTATIONS).is_file():
@@ -46,6 +58,12 @@ def find_annotations(path: str) -> str:
         f"data.rationales.path={path} has no finished run of kd annotate ({told or 'no run'}): "
         "give its command again, which goes on where it stopped."
     )
+
+
+def find_student(path: str) -> TextClassifier:
+    """Return the student of a run, or the model of any other path, not loaded yet."""
+    kind = choose_classifier(resolve(path).student if is_reference(path) else path)
+    return kind(path=path)
 
 
 def find_models(

@@ -27,7 +27,7 @@ from kd.models import EncoderClassifier, choose_classifier
 from kd.projections import PROJECTIONS
 from kd.types import UNLABELLED, Batch, ModelInfo, Outputs
 
-__all__ = ["AnnotationTeacher", "ModelTeacher", "Reference", "Teacher"]
+__all__ = ["AnnotationTeacher", "ModelTeacher", "Reference", "Teacher", "check_answers"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,20 @@ class Teacher:
     def __call__(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         """Answer a batch with at least the fields named."""
         raise TypeError(f"{type(self).__name__} does not implement __call__.")
+
+
+def check_answers(where: str, teacher: Teacher) -> None:
+    """Refuse a teacher that has no answer to some texts, with a `ConfigError`.
+
+    Args:
+        where: What it is to be part of, for the message.
+        teacher: The teacher.
+    """
+    if not teacher.answers_everything:
+        raise ConfigError(
+            f"{where} asks about any text, but {type(teacher).__name__} answers rows of training "
+            "only: let it be model.teacher itself."
+        )
 
 
 class ModelTeacher(Teacher):
@@ -359,21 +373,15 @@ class AnnotationTeacher(Teacher):
 
         Returns:
             Logits, the logarithms of the soft labels, and a weight of 0 for rows without one.
-
-        Raises:
-            ConfigError: If no row was annotated.
         """
-        if "label" not in batch.privileged:
-            raise ConfigError(
-                "model.teacher is an AnnotationTeacher, but data.rationales is null: name the file "
-                "of the annotations there, or a run of kd annotate."
-            )
         labels, sure = batch.privileged["label"], batch.privileged["confidence"]
         sure = torch.nan_to_num(sure, nan=self.missing).clamp(self.lowest, self.highest)
         others = (1 - sure) / (len(self._labels) - 1)
         soft = others.unsqueeze(-1).repeat(1, len(self._labels))
         soft.scatter_(1, labels.clamp(min=0).unsqueeze(-1), sure.unsqueeze(-1))
-        return Outputs(soft.log(), weights=(labels != UNLABELLED).float())
+        is_known = labels != UNLABELLED
+        logits = soft.log() * is_known.unsqueeze(-1)  # no class is likelier where none was named
+        return Outputs(logits, weights=is_known.float())
 
 
 def _digest(weight: Tensor) -> bytes:

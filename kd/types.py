@@ -90,7 +90,8 @@ class Batch:
         tokens: How many tokens the student reads, without padding; known without the device.
         family: Digest of the text that each row was made from, `[B]`; null where all are originals.
         privileged: What is known in training only, by name: ``weight`` `[B]`, 1 where a row has a
-            rationale to learn from and else 0; ``label`` `[B]` and ``confidence`` `[B]` as
+            rationale to learn from and else 0; ``told`` `[B]`, whether its author was told the
+            label, so that no model reads it; ``label`` `[B]` and ``confidence`` `[B]` as
             annotated, :data:`UNLABELLED` and NaN where not; ``embedding`` `[B, D]` of the
             rationale; ``evidence`` `[B, L]`, 1 for tokens that were quoted, 0 for others,
             :data:`UNLABELLED` for rows and tokens that do not count.

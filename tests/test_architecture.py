@@ -96,7 +96,7 @@ TOP_LEVEL = {
 }  # fmt: skip
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
-LARGEST_PACKAGE = 18000  # a fifth of it docstrings, which are the CLI's help
+LARGEST_PACKAGE = 18500  # a fifth of it docstrings, which are the CLI's help
 LONGEST_RECIPE = 40
 DEEPEST_CLASS = 2
 

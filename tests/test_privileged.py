@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kd.cache import CachedTeacher
 from kd.data.annotations import Rationales
 from kd.data.augment import WordDrop
 from kd.data.datamodule import TextDataModule
 from kd.data.sources import Source
 from kd.data.variants import Augmentation
+from kd.ensembles import EnsembleTeacher
 from kd.errors import ConfigError
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
@@ -161,10 +163,12 @@ def test_answers_are_the_same_whatever_the_file_says_of_its_rows(make_module, da
     assert torch.equal(torch.cat([part["probabilities"] for part in found]), answers[0])
 
 
-def test_a_term_of_weight_0_changes_no_bit(make_module, data_file):
-    weights = []
+def test_a_term_of_weight_0_changes_no_bit_and_costs_nothing(make_module, make_model, data_file):
+    weights, path = [], make_model("dropping", num_hidden_layers=1)  # with dropout
     for terms in ({}, {"privileged": PrivilegedKD(0.0)}):
-        module = make_module({"labels": HardLabel(), **terms})
+        student = EncoderClassifier(path=str(path))
+        module = make_module({"labels": HardLabel(), **terms}, student)
+        assert set(module.terms) == {"labels"}
         fit(module, data_of(data_file(), rationales=True))
         weights.append(torch.cat([w.flatten() for w in module.student.parameters()]))
     assert torch.equal(*weights)
@@ -202,6 +206,66 @@ def test_the_absent_control_shows_the_text_twice(make_module, data_file):
         ours, theirs = (batch.views[name]["input_ids"] for name in ("student", "privileged"))
         assert torch.equal(ours, theirs)
         assert (batch.privileged["weight"] == 1).all()
+
+
+def test_no_control_changes_the_vocabulary_that_is_made(data_file):
+    texts = []
+    for control in (None, "shuffled", "absent"):
+        rows = data_file()
+        lines = [json.loads(line) for line in rows.read_text().splitlines()]
+        lines[3]["teacher_label"] = "negative"  # which contradicts, so its rationale goes
+        rows.write_text("\n".join(map(json.dumps, lines)))
+        data = data_of(rows, Rationales(control=control))
+        data.read("fit")
+        texts.append(data.texts())
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_embeddings_outlive_what_a_teacher_thinks_of_variants(make_module, make_model, data_file):
+    teacher = ModelTeacher(path=str(make_model("teacher", initializer_range=2.0)))
+    terms = {"labels": HardLabel(), "embedding": RationaleEmbeddingKD(), "logits": LogitKD()}
+    augment = Augmentation([WordDrop(share=0.5)], variants=2, flip_confidence=0.5)
+    data = data_of(data_file(), augment=augment)
+    watcher = Watcher()
+    fit(make_module(terms, teacher=teacher), data, watcher)
+    assert data.variants.flipped
+    assert all("embedding" in batch.privileged for batch in watcher.batches)
+
+
+def test_an_author_who_was_told_the_label_is_read_by_no_student(make_module, data_file):
+    watcher = Watcher()
+    terms = {"labels": HardLabel(), "privileged": PrivilegedKD(), "words": RationaleWordsKD()}
+    fit(make_module(terms), data_of(data_file(rationale_source="rationalised")), watcher)
+    assert {logged["train/privileged"] for logged in watcher.logged} == {0.0}
+    assert all(logged["train/words"] > 0 for logged in watcher.logged)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "plan", "named"),
+    [
+        ({"privileged": PrivilegedKD}, {"rationale_column": None}, "no training row has one left"),
+        ({"evidence": EvidenceKD}, {"evidence_column": "none"}, "no training row has a quote"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_and_not_learnt_from(
+    make_module, data_file, objectives, plan, named
+):
+    module = make_module({name: kind() for name, kind in objectives.items()})
+    with pytest.raises(ConfigError, match=named):
+        fit(module, data_of(data_file(), Rationales(**plan)))
+
+
+@pytest.mark.parametrize("wrap", [CachedTeacher, lambda one: EnsembleTeacher({"a": one})])
+def test_a_teacher_of_training_rows_alone_stands_alone(wrap):
+    with pytest.raises(ConfigError, match="AnnotationTeacher answers rows of training only"):
+        wrap(AnnotationTeacher())
+
+
+def test_annotators_label_no_variants(make_module, data_file):
+    module = make_module({"logits": LogitKD()}, teacher=AnnotationTeacher())
+    augment = Augmentation([WordDrop()], labels="teacher")
+    with pytest.raises(ConfigError, match="takes labels from variants"):
+        fit(module, data_of(data_file(), augment=augment))
 
 
 def test_asking_again_costs_no_data(make_module, data_file):
@@ -281,7 +345,7 @@ def test_probabilities_of_an_annotation_teacher_are_in_order(settings):
 
 def test_an_annotation_teacher_needs_annotations(make_module, data_file):
     module = make_module({"logits": LogitKD()}, teacher=AnnotationTeacher())
-    with pytest.raises(ConfigError, match=r"AnnotationTeacher, but data\.rationales is null"):
+    with pytest.raises(ConfigError, match=r"model\.teacher \(AnnotationTeacher\) answers what was"):
         fit(module, data_of(data_file(), rationales=None))
 
 

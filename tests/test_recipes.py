@@ -415,6 +415,35 @@ def test_every_recipe_fits(recipe: Path, root: Path, csv_file: Path, make_model:
     assert set(saved["model"]["objectives"] or {}) == set(content["model"].get("objectives") or {})
 
 
+def test_explanations_are_those_of_the_newest_finished_run_and_on_a_resume_the_same(
+    root: Path, csv_file: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, rows, said = make_model(), csv_file, root / "said"
+    words = [f"--data.rationales.path={said}", "--model.objectives={privileged: PrivilegedKD}"]
+    with pytest.raises(SystemExit):
+        fit(root, rows, student, *words)
+    assert f"data.rationales.path={said} is not there: run kd annotate" in capsys.readouterr().err
+
+    def annotate(*more: str) -> None:
+        told = {"class_path": "ImportedAnnotator", "init_args": {"path": str(explained(rows))}}
+        words = [f"--annotator={json.dumps(told)}", f"--data.source.train={rows}", *more]
+        main(["annotate", *words, f"--root={root}", "--name=said"])
+
+    with pytest.raises(SystemExit):
+        annotate("--limit=1", "--data.train_rows=1", "--min_ok=1", "--data.validation_fraction=2")
+    annotate()
+    run = fit(root, rows, student, *words)
+    first = str(said / "version_0" / "annotations.parquet")
+    assert read_manifest(run)["references"][str(said)] == first
+    annotate()
+    (root / "said/version_2").mkdir()
+    shutil.copy(said / "version_1/manifest.json", root / "said/version_2")  # without its file
+    again = fit(root, rows, student, *words, f"--run.resume={run}", "--trainer.max_epochs=2")
+    assert read_manifest(again)["references"][str(said)] == first
+    fresh = fit(root, rows, student, *words)
+    assert read_manifest(fresh)["references"][str(said)] == first.replace("_0", "_1")
+
+
 def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "train.py", *words],

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kd.data.rows import Table, repaired
+from kd.data.rows import Table, repaired, spelling
 from kd.errors import ConfigError, DataError
 from kd.rationales.leaks import Audit, audit, mask
 from kd.types import Annotation, Row
 
 __all__ = ["Explained", "Rationales", "explain"]
 
+_PER_CENT = 1.5  # a larger confidence is no rounded 1
 _FATES = (
     "without an annotation",
     "also held out",
@@ -46,11 +47,12 @@ class Rationales:
         mask: Whether these words, and sentences that state the answer, are left out.
         agreement: Whether a rationale counts only where the annotator named the row's own label.
         control: What the explanations are worth is seen by training without: ``shuffled`` gives
-            each text the explanation of another, ``absent`` an empty one at the same cost.
+            each text the explanation of another, ``absent`` an empty one, so that what reads it
+            reads the text once more.
         dropout: Share of the rows whose rationale a student that reads it is not shown in a step.
 
     Raises:
-        ConfigError: If ``dropout`` is not from 0 to 1, or there is no column to read.
+        ConfigError: If ``dropout`` is not from 0 to below 1.
     """
 
     path: str | None = None
@@ -79,20 +81,21 @@ class Explained:
 
     Args:
         rows: All training rows, in their order.
-        counts: How many rows have an annotation, and how many lost their rationale for what.
+        counts: How many rows have no rationale, and for what.
+        said: What the rationales say, whatever the control made of them: all that is ever read.
         audit: What the rationales give away; null where there are too few to tell.
     """
 
     rows: list[Row]
     counts: Mapping[str, int]
+    said: list[str]
     audit: Audit | None
 
     def lines(self) -> list[str]:
         """Return what a user should know, a line each."""
         lost = [f"{count} {fate}" for fate, count in self.counts.items() if count]
-        said = [row.annotation.rationale for row in self.rows if row.annotation]
-        learnt = len(said) - said.count(None)
-        head = f"explained = {learnt} of {len(self.rows)} rows"
+        known = sum(row.annotation is not None for row in self.rows)
+        head = f"annotated = {known} of {len(self.rows)} rows"
         return [", ".join([head, *lost]), *(self.audit.lines() if self.audit else [])]
 
     def figures(self) -> dict[str, float]:
@@ -132,9 +135,14 @@ def explain(
     Raises:
         DataError: If a column is missing, a label is unknown, or no text is one of the rows'.
     """
-    said, unnamed = _read(table, plan, labels)
+    if any(row.pair is not None or isinstance(row.label, tuple) for row in rows):
+        raise ConfigError(
+            "data.rationales explains single texts with one class each: set it to null, or "
+            "data.pair_column to null and data.multi_label to false."
+        )
+    found, unnamed = _read(table, plan, labels)
     contents = [row.content for row in rows]
-    known = {content: said[content] for content in dict.fromkeys(contents) if content in said}
+    known = {content: found[content] for content in dict.fromkeys(contents) if content in found}
     if not known:
         raise DataError(
             f"{table.origin} explains none of the {len(rows):,} training texts: set "
@@ -147,6 +155,7 @@ def explain(
             content: replace(annotation, rationale=mask(annotation.rationale or "", words) or None)
             for content, annotation in known.items()
         }
+    said = [annotation.rationale for annotation in known.values() if annotation.rationale]
     if plan.control is not None:
         lengths = {content: len(row.text) for content, row in zip(contents, rows, strict=True)}
         known = _controlled(known, lengths, plan.control, seed)
@@ -154,30 +163,33 @@ def explain(
         replace(row, annotation=known.get(content))
         for row, content in zip(rows, contents, strict=True)
     ]
-    found = audit(joined, labels, [raw.get(content) for content in contents], words)
+    measured = audit(joined, labels, [raw.get(content) for content in contents], words)
     forbidden = {row.content: "also held out" for row in held_out}
     fates = {**dict.fromkeys(unnamed, "naming none of the classes"), **forbidden}
-    return Explained(*_filtered(joined, plan, fates), found)
+    return Explained(*_filtered(joined, plan, fates), said, measured)
 
 
 def _filtered(
-    rows: Sequence[Row], plan: Rationales, fates: Mapping[int, str]
+    rows: Sequence[Row], plan: Rationales, known: Mapping[int, str]
 ) -> tuple[list[Row], dict[str, int]]:
-    """Take the rationale from rows that must not be taught by it, and count why."""
+    """Take the rationale from texts that must not be taught by it, and count the rows by why."""
+    fates = dict(known)
+    for row in rows:  # equal texts have one fate: a teacher answers both alike
+        said = None if row.annotation is None else row.annotation.label
+        if plan.agreement and None not in (row.label, said) and row.label != said:
+            fates.setdefault(row.content, "contradicting the label")
     kept: list[Row] = []
     counts = dict.fromkeys(_FATES, 0)
     for row in rows:
         annotation, fate = row.annotation, fates.get(row.content)
         if annotation is None:
             fate = "without an annotation"
-        elif fate is None and plan.agreement and None not in (row.label, annotation.label):
-            fate = "contradicting the label" if row.label != annotation.label else None
-        if annotation and fate is None and plan.rationale_column and annotation.rationale is None:
+        elif fate:
+            row = replace(row, annotation=replace(annotation, rationale=None, evidence=()))
+        elif plan.rationale_column and annotation.rationale is None:
             fate = "empty"
         if fate:
             counts[fate] += 1
-        if annotation and fate:
-            row = replace(row, annotation=replace(annotation, rationale=None, evidence=()))
         kept.append(row)
     return kept, counts
 
@@ -190,18 +202,20 @@ def _controlled(
 ) -> dict[int, Annotation]:
     """Replace what was explained, and nothing else: where there was a rationale there is one."""
     draw = np.random.default_rng(seed)
-    taught = [content for content, annotation in known.items() if annotation.rationale is not None]
-    turn = draw.permutation(len(taught))  # each gets the one of its neighbour in this circle
-    other = {taught[a]: taught[b] for a, b in zip(turn, np.roll(turn, 1), strict=True)}
+    other: dict[int, int] = {}
+    for is_told in (False, True):  # those that no model reads stay among themselves
+        taught = [c for c, a in known.items() if a.rationale is not None and a.is_told == is_told]
+        turn = draw.permutation(len(taught))  # each gets the one of its neighbour in this circle
+        other |= {taught[a]: taught[b] for a, b in zip(turn, np.roll(turn, 1), strict=True)}
     changed = {}
     for content, annotation in known.items():
         rationale = annotation.rationale
         if rationale is not None:
             rationale = "" if control == "absent" else known[other[content]].rationale
         spans = []
-        for first, end in annotation.evidence if control == "shuffled" else ():
+        for first, end in annotation.evidence:
             start = int(draw.integers(0, lengths[content] - (end - first) + 1))
-            spans.append((start, start + end - first))
+            spans.append((start, start + end - first) if control == "shuffled" else (0, 0))
         changed[content] = replace(annotation, rationale=rationale, evidence=tuple(spans))
     return changed
 
@@ -219,13 +233,14 @@ def _read(
         if name is not None and name not in columns:
             raise DataError(
                 f"{table.origin} has no column {name!r}: set data.rationales.{key} to one of: "
-                f"{', '.join(map(str, columns))}."
+                f"{', '.join(map(str, columns))}"
+                + (", or to null." if key == "rationale_column" else ".")
             )
-    places = range(len(labels))
-    names: dict[object, int] = {spelt: place for place in places for spelt in (place, str(place))}
-    names |= {label.casefold(): place for place, label in enumerate(labels)}
+    names = {spelling(label).casefold(): place for place, label in enumerate(labels)}
+    if not any(name.isdecimal() for name in names):
+        names |= {str(place): place for place in range(len(labels))}
     sure = [_number(cell) for cell in columns.get(plan.confidence_column, ())]
-    percent = 100.0 if max(sure, default=0.0) > 1.0 else 1.0
+    percent = 100.0 if max(sure, default=0.0) > _PER_CENT else 1.0
     found, unnamed = {}, set()
     for n, text in enumerate(columns[plan.text_column]):
         cells = {name: column[n] for name, column in columns.items()}
@@ -233,16 +248,16 @@ def _read(
             continue
         text = repaired(text)
         label = cells.get(plan.label_column)
-        named = label.strip().casefold() if isinstance(label, str) else label
-        named = named if isinstance(named, str | int | float) else None
+        is_named = isinstance(label, str | int | float) and label == label and label != ""
+        named = spelling(label).casefold() if is_named else None
         rationale = cells.get(plan.rationale_column) if plan.rationale_column else None
         content = Row(n, text).content
         unnamed.discard(content)
-        if named not in (None, "") and named == named and named not in names:
+        if named is not None and named not in names:
             unnamed.add(content)
         found[content] = Annotation(
-            label=names.get(named),
-            confidence=sure[n] / percent if sure and sure[n] >= 0.0 else None,
+            label=None if named is None else names.get(named),
+            confidence=min(1.0, sure[n] / percent) if sure and sure[n] >= 0.0 else None,
             rationale=rationale if isinstance(rationale, str) and rationale.strip() else None,
             evidence=_spans(text, cells.get(plan.evidence_column)),
             is_told=cells.get("rationale_source") == "rationalised",

@@ -144,6 +144,7 @@ class EncodedRows:
         sure = [math.nan if one.confidence is None else one.confidence for one in said]
         columns = {
             "weight": torch.tensor([float(one.rationale is not None) for one in said]),
+            "told": torch.tensor([one.is_told for one in said]),
             "label": torch.tensor(classes),
             "confidence": torch.tensor(sure),
         }

@@ -55,7 +55,7 @@ class TextDataModule(LightningDataModule):
         batch_size: Rows per optimizer step, over all ranks, before accumulation.
         eval_batch_size: Rows per batch of a rank outside training.
         tokens_per_batch: Tokens per training batch of a rank, padding included, instead of
-            ``batch_size`` rows: fills a GPU evenly.
+            ``batch_size`` rows: fills a GPU evenly. Those of explanations come on top.
         max_length: Tokens after which a text is cut.
         augment: How the training rows are multiplied; null is not at all.
         rationales: Explanations of the training rows, for what learns from them; null is none.
@@ -181,10 +181,10 @@ class TextDataModule(LightningDataModule):
 
     def texts(self) -> Sequence[str]:
         """Return the training rows' texts, second texts and rationales; nothing of variants."""
-        originals = [row for row in self.rows["train"] if row.origin is None]
-        said = [row.annotation.rationale for row in originals if row.annotation]
-        pieces = [text for row in originals for text in (row.text, row.pair)]
-        return [text for text in pieces + said if text is not None]
+        originals = (row for row in self.rows["train"] if row.origin is None)
+        pieces = (text for row in originals for text in (row.text, row.pair))
+        said = self.explained.said if self.explained else []
+        return [text for text in pieces if text is not None] + said
 
     def connect(self, views: dict[str, View], unlabelled: bool) -> None:
         """Take the views to encode.

@@ -28,6 +28,7 @@ __all__ = [
     "repaired",
     "report_rows",
     "resolve_labels",
+    "spelling",
 ]
 
 _UNSAFE = re.compile("[\ud800-\udfff\x00]")
@@ -142,7 +143,7 @@ def resolve_labels(train: Table, fields: Fields) -> tuple[str, ...]:
         names = list(mapped.values())
     else:
         raw = [label for cell in _label_cells(train, fields) for label in _spelt(cell, fields)]
-        found = {_spelling(label) for label in raw if not _is_empty(label)}
+        found = {spelling(label) for label in raw if not _is_empty(label)}
         if len(found) > _MOST_CLASSES:
             raise DataError(
                 f"{train.origin}: column {fields.label_column!r} has {len(found):,} different "
@@ -159,7 +160,7 @@ def resolve_labels(train: Table, fields: Fields) -> tuple[str, ...]:
 
 
 def _label_map(fields: Fields) -> dict[str, str]:
-    return {_spelling(key): str(name).strip() for key, name in (fields.label_map or {}).items()}
+    return {spelling(key): str(name).strip() for key, name in (fields.label_map or {}).items()}
 
 
 def _column(table: Table, name: str | None, key: str) -> list[Any]:
@@ -197,7 +198,7 @@ def _is_empty(value: object) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _spelling(value: object) -> str:
+def spelling(value: object) -> str:
     """Return the one spelling of a label: no outer spaces, whole numbers without a fraction."""
     text = str(value).strip()
     return str(int(text.partition(".")[0])) if _WHOLE.match(text) else text
@@ -347,8 +348,8 @@ def _class_of(value: object, meanings: Mapping[str, int | None]) -> int | None:
     """Return a class, null for an empty label, or an impossible class."""
     if _is_empty(value):
         return None
-    spelling = _spelling(value)
-    return meanings.get(spelling, meanings.get(_fold(spelling), _UNKNOWN))
+    spelt = spelling(value)
+    return meanings.get(spelt, meanings.get(_fold(spelt), _UNKNOWN))
 
 
 def _fold(name: str) -> str:

@@ -96,12 +96,13 @@ class PrivilegedKD(Objective):
 
         CE(y, z_both) + transfer · T² · KL(softmax(z_both / T) ‖ softmax(z_text / T))
 
-    Both readers are the student. Each part is a mean over the rows with a rationale, by their
-    weights, the first over the labelled ones of them; the divergence has no gradient in z_both.
-    Zero for a batch without rationales. Where a row may have several labels, each class has a
-    sigmoid of its own. Generalised distillation (Lopez-Paz et al. 2016, arXiv:1511.03643) from
-    privileged and plain features together (Yang et al. 2022, arXiv:2209.08754, who found students
-    the worse for features that predict the label too well: mask what gives it away).
+    Both readers are the student. Each part is a mean over the rows with a rationale whose author
+    was not told the label, by their weights, the first over the labelled ones of them; the
+    divergence has no gradient in z_both. Zero for a batch without rationales. Where a row may have
+    several labels, each class has a sigmoid of its own. Generalised distillation (Lopez-Paz et al.
+    2016, arXiv:1511.03643) from privileged and plain features together (Yang et al. 2022,
+    arXiv:2209.08754, who found students the worse for features that predict the label too well:
+    mask what gives it away).
     Near: :class:`RDrop` costs as much and reads no rationale: what is gained over it is due to
     the reasoning.
 
@@ -133,6 +134,8 @@ class PrivilegedKD(Objective):
         """Return the reader's cross-entropy and what the student has yet to learn from it."""
         assert student.privileged is not None
         both, weights = student.privileged.logits, rationale_weights(batch)
+        if "told" in batch.privileged:
+            weights = weights * ~batch.privileged["told"]
         rows = softened_kl(student.logits, both, self.temperature, self.multi_label)
         taught = self.transfer * weighted_mean(rows, weights)
         return _label_entropy(both, batch, self.multi_label, weights) + taught

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -102,6 +103,37 @@ def test_a_class_that_there_is_not_is_no_class_at_all():
     assert found.counts["naming none of the classes"] == 3
     with pytest.raises(DataError, match=r"said\.jsonl: no teacher_label is one of the classes"):
         explained(said=table(teacher_label=["neutral"] * 5))
+
+
+@pytest.mark.parametrize("cells", [[1, 2, 1], ["1", "2", "1"], [1.0, 2.0, 1.0]])
+def test_classes_that_are_numbers_are_names_and_no_positions(cells):
+    rows = [Row(n, f"text {n}", n % 2) for n in range(3)]
+    said = {"text": [row.text for row in rows], "rationale": ["x"] * 3, "teacher_label": cells}
+    frame = Table(pd.DataFrame(said, dtype=object), "x")
+    found = explain(rows, frame, Rationales(), ("1", "2"))
+    assert [row.annotation.label for row in found.rows] == [0, 1, 0]
+
+
+def test_a_confidence_just_above_1_is_no_per_cent():
+    found = explained(said=table(teacher_confidence=[0.9, 1.0000001, 0.8, 0.7, 0.6]))
+    assert [row.annotation.confidence for row in found.rows][:2] == [0.9, 1.0]
+
+
+def test_equal_texts_of_different_labels_have_one_fate():
+    rows = [Row(0, "i love this film", 1), Row(1, "i love this film", 0), Row(2, "a dull story", 0)]
+    assert rationales(explained(rows)) == [None, None, "dull says bored"]
+
+
+def test_quotes_stay_where_nothing_is_left_of_a_rationale():
+    found = explained(said=table(rationale=["positive", "x", "y", "z", "w"]))
+    first = found.rows[0].annotation
+    assert (first.label, first.rationale, first.evidence) == (1, None, ((2, 6),))
+
+
+@pytest.mark.parametrize("change", [{"pair": "and more"}, {"label": (0, 1)}])
+def test_pairs_and_rows_of_several_classes_are_refused(change):
+    with pytest.raises(ConfigError, match="single texts with one class each"):
+        explained([replace(ROWS[0], **change)])
 
 
 def test_columns_other_than_text_and_rationale_may_be_missing():
