@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from kd.console import print_line, progress_bar
+from kd.console import in_words, print_line, progress_bar
 from kd.data.datamodule import TextDataModule
 from kd.errors import ConfigError, DataError, PauseError, RunError
 from kd.files import replacing
@@ -208,7 +208,9 @@ class _Tally:
 
     def __str__(self) -> str:
         spent = f"{self.prompt_tokens:,} tokens read and {self.completion_tokens:,} written"
-        return f"{self.replies:,} answers, {spent}{_money(self.dollars)} in {_clock(self.seconds)}"
+        return (
+            f"{self.replies:,} answers, {spent}{_money(self.dollars)} in {in_words(self.seconds)}"
+        )
 
     def progress(self) -> str:
         """Return how it goes, in a few words."""
@@ -216,7 +218,7 @@ class _Tally:
         words += [f"{self.ok / self.replies:.1%} ok"] if self.replies else []
         words += [f"{self.prompt_tokens + self.completion_tokens:,} tokens{_money(self.dollars)}"]
         waiting = self.annotator.waiting
-        words += [f"waiting {_clock(waiting)}"] if waiting > 0 else []
+        words += [f"waiting {in_words(waiting)}"] if waiting > 0 else []
         return ", ".join(words)
 
     def as_plain(self) -> dict[str, Any]:
@@ -241,13 +243,6 @@ def _money(dollars: float | None) -> str:
     return "" if dollars is None else f", ${dollars:,.4f}" if dollars < 1 else f", ${dollars:,.2f}"
 
 
-def _clock(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 1:
-        return f"{int(hours)} h {int(minutes) % 60} min"
-    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-
-
 def _print_plan(job: _Job, kept: int, due: Sequence[Question], store: Store) -> None:
     """Print what there is to do and what it takes, as far as that can be known."""
     annotator = job.annotator
@@ -265,7 +260,7 @@ def _print_plan(job: _Job, kept: int, due: Sequence[Question], store: Store) -> 
     if not read + written:
         return
     limit = annotator.tokens_per_minute
-    takes = f", at least {_clock(60 * (read + written) / limit)}" if limit else ""
+    takes = f", at least {in_words(60 * (read + written) / limit)}" if limit else ""
     money = _money(_dollars(annotator, read, written)) or ", prices unknown"
     print_line(
         f"estimate = {read:,} tokens to read and {written:,} to write (characters / 4 where there "

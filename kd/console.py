@@ -5,6 +5,7 @@ This room knows only text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -22,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_line", "print_table", "progress_bar"]
+__all__ = ["in_words", "print_line", "print_table", "progress_bar"]
 
 _WIDTH = 160  # of a table that no terminal limits
 
@@ -36,6 +37,14 @@ class _Detail(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(self.detail())
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as people say it, rounded up: ``45 s``, ``15 min`` or ``2 h 13 min``."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def print_line(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -246,7 +247,7 @@ def test_a_dry_run_makes_no_connection_and_writes_nothing(world, capsys):
     words = first.partition("estimate = ")[2].replace(",", "").split()
     read, written = int(words[0]), int(words[5])
     assert f"${(2 * read + 10 * written) / 1e6:.4f}" in first
-    assert f"at least {(read + written) / 1000:.0f} min" in first
+    assert f"at least {math.ceil((read + written) / 1000)} min" in first
     assert "10 answers are kept, 30 to ask for" in capsys.readouterr().out
 
 

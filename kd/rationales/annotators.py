@@ -6,11 +6,13 @@ store, no network and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Annotator", "Question", "Reply", "Status", "Take"]
+from kd.errors import ConfigError
+
+__all__ = ["Annotator", "Question", "Reply", "Status", "Take", "check_numbers"]
 
 Status = Literal[
     "ok",
@@ -124,3 +126,25 @@ class Annotator:
             PauseError: If it is better to go on later.
         """
         raise TypeError(f"{type(self).__name__} does not implement answer.")
+
+
+def check_numbers(where: str, numbers: Mapping[str, tuple[float | None, float]]) -> None:
+    """Refuse options that are too small, and several samples where all would be the same.
+
+    Args:
+        where: Name of the annotator, for the message.
+        numbers: Options by name, ``samples`` and ``temperature`` among them, each with its least
+            value; null is the server's own.
+
+    Raises:
+        ConfigError: If one is too small, or ``samples`` is above 1 at temperature 0.
+    """
+    for name, (value, least) in numbers.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{where}.{name} is {value}: give at least {least}.")
+    samples = numbers["samples"][0]
+    if samples != 1 and numbers["temperature"][0] == 0:
+        raise ConfigError(
+            f"{where}.samples is {samples}, but at temperature 0 all answers to a text are the "
+            "same: give a temperature such as 0.7, or one sample."
+        )

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from kd.console import print_line
 from kd.errors import ConfigError, PauseError
-from kd.rationales.annotators import Annotator, Question, Reply, Take
+from kd.rationales.annotators import Annotator, Question, Reply, Take, check_numbers
 from kd.rationales.gate import Gate
 from kd.rationales.prompts import Prompt, reply_schema
 from kd.rationales.providers import PROVIDERS, ProviderName, Structured, response_format
@@ -87,20 +87,9 @@ class APIAnnotator(Annotator):
         output_price: float | None = None,
         tokens_per_minute: int | None = None,
     ) -> None:
-        for name, value, least in [
-            ("max_tokens", max_tokens, 1),
-            ("samples", samples, 1),
-            ("concurrency", concurrency, 1),
-            ("retries", retries, 0),
-            ("temperature", temperature or 0.0, 0),
-        ]:
-            if value < least:
-                raise ConfigError(f"APIAnnotator.{name} is {value}: give at least {least}.")
-        if samples > 1 and temperature == 0:
-            raise ConfigError(
-                f"APIAnnotator.samples is {samples}, but at temperature 0 all answers to a text "
-                "are the same: give a temperature such as 0.7, or one sample."
-            )
+        numbers = {"max_tokens": (max_tokens, 1), "samples": (samples, 1)}
+        numbers |= {"concurrency": (concurrency, 1), "retries": (retries, 0)}
+        check_numbers("APIAnnotator", {**numbers, "temperature": (temperature, 0)})
         if provider not in PROVIDERS:
             raise ConfigError(
                 f"APIAnnotator.provider is {provider!r}: give one of {', '.join(PROVIDERS)}."

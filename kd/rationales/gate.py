@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 
+from kd.console import in_words
 from kd.errors import PauseError
 
 __all__ = ["Gate", "read_duration"]
@@ -129,8 +130,8 @@ class Gate:
 
     def _pause(self, wait: float) -> PauseError:
         return PauseError(
-            f"The provider wants us to wait for {_in_words(wait)}, longer than max_wait_seconds "
-            f"({_in_words(self.max_wait)}); the same command continues."
+            f"The provider wants us to wait for {in_words(wait)}, longer than max_wait_seconds "
+            f"({in_words(self.max_wait)}); the same command continues."
         )
 
 
@@ -165,10 +166,3 @@ def _reset(headers: Mapping[str, str], untold: str) -> float:
         if headers.get(f"x-ratelimit-remaining-{what}", untold) == "0"
     ]
     return max(waits, default=0.0)
-
-
-def _in_words(seconds: float) -> str:
-    if seconds < 60:
-        return f"{math.ceil(seconds)} s"
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from kd.errors import ConfigError, ModelError, RunError
-from kd.rationales.annotators import Annotator, Question, Reply, Take
+from kd.rationales.annotators import Annotator, Question, Reply, Take, check_numbers
 from kd.rationales.prompts import Prompt
 from kd.rationales.replies import read_reply
 from kd.vocabulary import load_tokenizer, quiet, reason
@@ -81,19 +81,9 @@ class LocalAnnotator(Annotator):
         revision: str | None = None,
         confidence: Literal["decision", "verbalised"] = "decision",
     ) -> None:
-        for name, value, least in [
-            ("max_tokens", max_tokens, 1),
-            ("temperature", temperature, 0),
-            ("samples", samples, 1),
-            ("batch_size", batch_size, 1),
-        ]:
-            if value < least:
-                raise ConfigError(f"LocalAnnotator.{name} is {value}: give at least {least}.")
-        if samples > 1 and temperature == 0:
-            raise ConfigError(
-                f"LocalAnnotator.samples is {samples}, but at temperature 0 all answers to a text "
-                "are the same: give a temperature such as 0.7, or one sample."
-            )
+        numbers = {"max_tokens": (max_tokens, 1), "samples": (samples, 1)}
+        numbers |= {"batch_size": (batch_size, 1)}
+        check_numbers("LocalAnnotator", {**numbers, "temperature": (temperature, 0)})
         self.path = path
         self.prompt = prompt or Prompt()
         self.max_tokens = max_tokens

@@ -107,7 +107,7 @@ def test_the_whole_way_from_texts_over_http_to_a_student(served, chat_model, tmp
         ]
     )
     told = capsys.readouterr().out
-    assert "explained = 16 of 16 rows" in told
+    assert "annotated = 16 of 16 rows" in told
     report = json.loads((tmp_path / "student/version_0/rationales.json").read_text())
     assert report["audit"]["agreement"] == 1.0
     assert "leak/reader" in (tmp_path / "student/version_0/metrics.csv").read_text()
