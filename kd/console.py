@@ -20,7 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 __all__ = ["in_words", "print_line", "print_table", "progress_bar"]
@@ -32,7 +32,7 @@ class _Detail(ProgressColumn):
     """What is told beside a bar, as it is now."""
 
     def __init__(self, detail: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.detail = detail
 
     def render(self, task: Task) -> Text:
@@ -82,7 +82,8 @@ def progress_bar(
     """
     console = Console()
     hidden = not (shown and console.is_terminal)
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    width = None if detail else 40  # what the detail leaves, on a narrow terminal
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(width)]
     columns += [MofNCompleteColumn(), TimeRemainingColumn()]
     columns += [_Detail(detail)] if detail else []
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:

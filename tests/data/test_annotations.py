@@ -257,6 +257,15 @@ def test_a_rationale_never_pushes_the_text_out(tokenizer):
         assert tokens_of(both, 0)[-1] == tokenizer.sep_token_id
 
 
+def test_no_view_shows_a_token_of_a_label_word(tokenizer):
+    said = table(rationale=["it is a happy word: positive"] * 5)
+    for mask, is_shown in ((True, False), (False, True)):
+        rows = explained(said=said, mask=mask).rows
+        for reads in ("text and rationale", "rationale"):
+            ids = tokens_of(encode(rows, view_of(tokenizer, reads, max_length=40)), 0)
+            assert ("positive" in tokenizer.decode(ids)) == is_shown
+
+
 def test_one_who_was_told_the_label_is_read_by_no_model(tokenizer):
     told = Row(0, "i love", 1, annotation=Annotation(rationale="it is", is_told=True))
     both = encode([told], view_of(tokenizer, "text and rationale"))
