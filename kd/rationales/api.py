@@ -219,7 +219,7 @@ class APIAnnotator(Annotator):
             from openai import AsyncOpenAI
         except ImportError as error:
             raise ConfigError(
-                "APIAnnotator needs the package openai: pip install 'kd[annotate]'."
+                "APIAnnotator needs the package openai: pip install openai."
             ) from error
         return AsyncOpenAI(
             api_key=key or "none",

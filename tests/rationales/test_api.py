@@ -387,7 +387,7 @@ def test_the_package_is_asked_for_where_it_is_missing():
         "APIAnnotator('m', 'vllm').answer([Question('a')], ('a', 'b'), print)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'kd[annotate]'" in done.stderr.splitlines()[-1]
+    assert "pip install openai" in done.stderr.splitlines()[-1]
 
 
 def test_the_client_is_loaded_only_when_something_is_asked():
