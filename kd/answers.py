@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from kd.console import print_line
+from kd.console import print_line, print_table
 from kd.errors import ConfigError, RunError
 from kd.runs import answers_folder, variants_folder
 from kd.shards import read_facts
@@ -68,10 +67,7 @@ def list_answers(root: str = "runs") -> None:
     if not table.row_count:
         print_line(f"nothing is kept in {answers_folder(root)}")
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 160)
-    console.print(table, highlight=False)
+    print_table(table)
 
 
 def prune_answers(

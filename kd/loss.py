@@ -14,7 +14,7 @@ from kd.data.encode import Reads
 from kd.errors import ConfigError
 from kd.objectives import Objective
 from kd.teachers import Teacher
-from kd.types import Annotation, Batch, Outputs, Row
+from kd.types import Batch, Outputs, Row
 
 __all__ = ["check_rows", "check_terms", "equation", "weighted_sum"]
 
@@ -94,7 +94,7 @@ def check_rows(
     Raises:
         ConfigError: If there are none.
     """
-    said = [row.annotation or Annotation() for row in rows]
+    said = [row.annotation for row in rows if row.annotation]
     for name, term in terms.items():
         where = f"model.objectives.{name} ({type(term).__name__})"
         reads_quotes = "evidence" in term.reads

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kd.data.rows import Table, repaired, spelling
+from kd.data.rows import Table, number, repaired, spelling
 from kd.errors import ConfigError, DataError
 from kd.rationales.leaks import Audit, audit, mask
 from kd.types import Annotation, Row
@@ -133,7 +133,8 @@ def explain(
         The rows, each with its annotation.
 
     Raises:
-        DataError: If a column is missing, a label is unknown, or no text is one of the rows'.
+        ConfigError: If a row is a pair of texts, or may have several classes.
+        DataError: If a column is missing, no label is a class, or no text is one of the rows'.
     """
     if any(row.pair is not None or isinstance(row.label, tuple) for row in rows):
         raise ConfigError(
@@ -227,7 +228,11 @@ def _read(
 
     The last annotation of a text counts.
     """
-    columns = {name: table.frame[name].tolist() for name in table.frame.columns}
+    columns = table.frame.columns
+
+    def column(name: str | None) -> list[Any]:
+        return table.frame[name].tolist() if name in columns else [None] * len(table.frame)
+
     for key in ("text_column", "rationale_column"):
         name = getattr(plan, key)
         if name is not None and name not in columns:
@@ -239,28 +244,35 @@ def _read(
     names = {spelling(label).casefold(): place for place, label in enumerate(labels)}
     if not any(name.isdecimal() for name in names):
         names |= {str(place): place for place in range(len(labels))}
-    sure = [_number(cell) for cell in columns.get(plan.confidence_column, ())]
-    percent = 100.0 if max(sure, default=0.0) > _PER_CENT else 1.0
+    sure = [number(cell) for cell in column(plan.confidence_column)]
+    percent = 100.0 if any(_PER_CENT < one <= 100.0 for one in sure) else 1.0
     found, unnamed = {}, set()
-    for n, text in enumerate(columns[plan.text_column]):
-        cells = {name: column[n] for name, column in columns.items()}
-        if not isinstance(text, str) or cells.get("status", "ok") != "ok":
+    cells = zip(
+        column(plan.text_column),
+        column(plan.label_column),
+        sure,
+        column(plan.rationale_column),
+        column(plan.evidence_column),
+        column("status") if "status" in columns else ["ok"] * len(sure),
+        column("rationale_source"),
+        strict=True,
+    )
+    for n, (text, label, confidence, rationale, quotes, status, source) in enumerate(cells):
+        if not isinstance(text, str) or status != "ok":
             continue
         text = repaired(text)
-        label = cells.get(plan.label_column)
         is_named = isinstance(label, str | int | float) and label == label and label != ""
         named = spelling(label).casefold() if is_named else None
-        rationale = cells.get(plan.rationale_column) if plan.rationale_column else None
         content = Row(n, text).content
         unnamed.discard(content)
         if named is not None and named not in names:
             unnamed.add(content)
         found[content] = Annotation(
             label=None if named is None else names.get(named),
-            confidence=min(1.0, sure[n] / percent) if sure and sure[n] >= 0.0 else None,
+            confidence=min(1.0, confidence / percent) if 0.0 <= confidence <= 100.0 else None,
             rationale=rationale if isinstance(rationale, str) and rationale.strip() else None,
-            evidence=_spans(text, cells.get(plan.evidence_column)),
-            is_told=cells.get("rationale_source") == "rationalised",
+            evidence=_spans(text, quotes),
+            is_told=source == "rationalised",
         )
     if found and len(unnamed) == len(found):
         raise DataError(
@@ -268,15 +280,6 @@ def _read(
             "set data.rationales.label_column, or data.label_names to what it says."
         )
     return found, unnamed
-
-
-def _number(cell: object) -> float:
-    """Return a cell as a number from 0 to 100, -1 if it is none."""
-    try:
-        value = float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return -1.0
-    return value if 0.0 <= value <= 100.0 else -1.0
 
 
 def _spans(text: str, cell: object) -> tuple[tuple[int, int], ...]:

@@ -25,6 +25,7 @@ __all__ = [
     "RowReport",
     "Table",
     "canonical_rows",
+    "number",
     "repaired",
     "report_rows",
     "resolve_labels",
@@ -293,7 +294,7 @@ def repaired(text: str) -> str:
 def _weights(table: Table, name: str, skipped: Collection[int]) -> list[float]:
     """Return how much each row counts."""
     cells = _column(table, name, "weight_column")
-    weights = [_number(cell) for cell in cells]
+    weights = [number(cell) for cell in cells]
     bad = [i for i, weight in enumerate(weights) if not 0 <= weight < math.inf and i not in skipped]
     if bad:
         raise DataError(
@@ -303,7 +304,7 @@ def _weights(table: Table, name: str, skipped: Collection[int]) -> list[float]:
     return weights
 
 
-def _number(cell: Any) -> float:
+def number(cell: Any) -> float:
     """Return a cell as a number, NaN if it is none."""
     try:
         return float(cell)
