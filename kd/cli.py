@@ -10,8 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd.errors import KDError, PauseError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 __all__ = ["COMMANDS", "main"]
 
@@ -81,8 +85,6 @@ def _run(command: str, arguments: Sequence[str]) -> None:
 
 def _annotate(arguments: Sequence[str]) -> None:
     """Build an annotator and its data from a recipe, and let it explain the texts."""
-    from jsonargparse import ArgumentParser
-
     from kd.annotate import annotate
     from kd.data import generated, synonyms  # noqa: F401 - recipes name their classes
     from kd.data.datamodule import TextDataModule
@@ -91,12 +93,7 @@ def _annotate(arguments: Sequence[str]) -> None:
     from kd.rationales.annotators import Annotator
 
     allow_imports()
-    parser = ArgumentParser(
-        prog="kd annotate",
-        description=(annotate.__doc__ or "").split("\n\n")[0],
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = _parser("annotate", annotate)
     parser.add_argument("--config", action="config", help="A recipe in YAML.")
     parser.add_subclass_arguments(Annotator, "annotator", required=True)
     parser.add_class_arguments(TextDataModule, "data")
@@ -148,16 +145,9 @@ def _call(
         arguments: What follows the command's name.
         many: Parameter that takes all words which belong to no option.
     """
-    from jsonargparse import ArgumentParser
-
     from kd.parsing import explain
 
-    parser = ArgumentParser(
-        prog=f"kd {name}",
-        description=(function.__doc__ or "").split("\n\n")[0],
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = _parser(name, function)
     parser.add_function_arguments(function, skip={many} if many else None, as_group=False)
     if many:
         parser.add_argument(many, nargs="*", type=str, help="The texts to classify.")
@@ -166,6 +156,18 @@ def _call(
     except Exception as error:  # jsonargparse raises several kinds
         raise explain(error, [action.dest for action in parser._actions], ()) from error
     function(**vars(parser.instantiate(parsed)))
+
+
+def _parser(name: str, function: Callable[..., None]) -> ArgumentParser:
+    """Return a command's parser, without options yet."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(
+        prog=f"kd {name}",
+        description=(function.__doc__ or "").split("\n\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
 
 
 def _help() -> str:

@@ -16,13 +16,14 @@ import torch
 
 from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows, EvaluationBatches
-from kd.data.encode import View, encode
+from kd.data.encode import encode
 from kd.data.rows import repaired
 from kd.errors import ConfigError, DataError
 from kd.layers import class_probabilities, is_multi_label
 from kd.models import choose_classifier
 from kd.runs import is_reference, resolve
 from kd.types import Row
+from kd.views import view_of
 
 __all__ = ["Classifier", "Prediction", "classify"]
 
@@ -117,11 +118,10 @@ class Classifier:
     def probabilities(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the probabilities of canonical rows, `[rows, C]`, in their order."""
         model = self.model
-        assert model.tokenizer is not None
         result = torch.zeros(len(rows), len(self.labels))
         if not rows:
             return result
-        view = View(model.tokenizer, model.max_length, model.info.vocabulary, model.prefix)
+        view = view_of(model, model.max_length)
         places = [Row(place, row.text, pair=row.pair) for place, row in enumerate(rows)]
         data = EncodedRows(places, {"student": encode(places, view)})
         device = next(model.parameters()).device

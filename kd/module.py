@@ -40,6 +40,7 @@ from kd.seq2seq import Seq2SeqClassifier
 from kd.teachers import Reference, Teacher
 from kd.timing import Stopwatch
 from kd.types import Batch, ModelInfo, Outputs
+from kd.views import view_of
 
 __all__ = ["DistillationModule"]
 
@@ -222,20 +223,11 @@ class DistillationModule(LightningModule):
         self._build_metrics(len(data.labels), data.multi_label)
 
     def _views(self, max_length: int) -> dict[str, View]:
-        assert self.student.tokenizer is not None
-        limit = self.student.max_length
-        text = View(
-            self.student.tokenizer,
-            min(max_length, limit),
-            self.student.info.vocabulary,
-            self.student.prefix,
-            room=min(2 * max_length, limit),
-        )
-        alone = replace(text, prefix="")
+        text = view_of(self.student, max_length)
         views = {
             "student": replace(text, reads=self.reads),
             "privileged": replace(text, reads="text and rationale"),
-            "rationale": replace(alone, reads="rationale"),
+            "rationale": replace(text, prefix="", reads="rationale"),
             "explain": replace(text, prefix=self.student.explain_prefix),
             "evidence": replace(text, reads="evidence"),
         }

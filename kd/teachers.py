@@ -26,6 +26,7 @@ from kd.errors import ConfigError, ModelError
 from kd.models import EncoderClassifier, choose_classifier
 from kd.projections import PROJECTIONS
 from kd.types import UNLABELLED, Batch, ModelInfo, Outputs
+from kd.views import view_of
 
 __all__ = ["AnnotationTeacher", "ModelTeacher", "Reference", "Teacher", "check_answers"]
 
@@ -221,19 +222,7 @@ class ModelTeacher(Teacher):
         Raises:
             ModelError: If the teacher is not loaded.
         """
-        tokenizer = self.model.tokenizer
-        if tokenizer is None:
-            raise ModelError("The teacher is not loaded yet: call load() first.")
-        limit = self.model.max_length
-        view = View(
-            tokenizer,
-            min(max_length, limit),
-            self.info.vocabulary,
-            self.model.prefix,
-            self.reads,
-            room=min(2 * max_length, limit),
-        )
-        return {"teacher": view}
+        return {"teacher": view_of(self.model, max_length, self.reads)}
 
     @property
     def info(self) -> ModelInfo:

@@ -32,6 +32,7 @@ FLOORS = {
     "data": 1,
     "rationales": 1,
     "shards": 1,
+    "views": 2,
     "teachers": 2,
     "ensembles": 2,
     "objectives": 3,
@@ -87,6 +88,7 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("shrink", "narrowing"),
     ("shrink", "pruning"),
     ("summary", "inference"),
+    ("teachers", "views"),
     ("vocabulary", "errors"),
 }
 TOP_LEVEL = {
