@@ -18,9 +18,19 @@ from kd.data.collate import EncodedRows
 from kd.layers import class_probabilities
 from kd.teachers import Teacher
 
-__all__ = ["rationale_embeddings", "row_probabilities"]
+__all__ = ["rationale_embeddings", "row_logits", "row_probabilities"]
 
 _ROWS = 256  # at once
+
+
+def row_logits(teacher: Teacher, rows: EncodedRows) -> NDArray[np.float32]:
+    """Return the logits that a teacher gives each row, `[rows, C]`."""
+    found = np.zeros((len(rows), len(teacher.info.labels)), dtype=np.float32)
+    for chosen in _batches(rows.lengths):
+        with torch.inference_mode():
+            logits = teacher(rows.batch(chosen), frozenset({"logits"})).logits
+        found[chosen] = logits.float().cpu().numpy()
+    return found
 
 
 def row_probabilities(
@@ -36,12 +46,8 @@ def row_probabilities(
     Returns:
         `[rows, C]`.
     """
-    found = np.zeros((len(rows), len(teacher.info.labels)), dtype=np.float32)
-    for chosen in _batches(rows.lengths):
-        with torch.inference_mode():
-            logits = teacher(rows.batch(chosen), frozenset({"logits"})).logits
-        found[chosen] = class_probabilities(logits, multi_label).cpu().numpy()
-    return found
+    logits = torch.from_numpy(row_logits(teacher, rows))
+    return class_probabilities(logits, multi_label).numpy()
 
 
 @torch.no_grad()

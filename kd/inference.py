@@ -1,6 +1,7 @@
 """Answers: an exported folder reads texts and gives classes with probabilities.
 
-This room imports neither lightning nor datasets, so that it starts fast; it knows no training.
+With ONNX Runtime it starts in a fraction of a second and without torch; this room imports neither
+lightning nor datasets, and knows no training.
 """
 
 from __future__ import annotations
@@ -8,24 +9,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Literal
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from kd.classifiers import TextClassifier
-from kd.data.collate import EncodedRows, EvaluationBatches
-from kd.data.encode import encode
-from kd.data.rows import repaired
-from kd.errors import ConfigError, DataError
-from kd.layers import class_probabilities, is_multi_label
-from kd.models import choose_classifier
+from kd.backends import BackendName, Model, ONNXModel, TorchModel
+from kd.calibration import choices, probabilities
+from kd.errors import ConfigError, DataError, ModelError
+from kd.layout import FACTS, ONNX, read_facts
 from kd.runs import is_reference, resolve
-from kd.types import Row
-from kd.views import view_of
+from kd.texts import repaired
 
-__all__ = ["Classifier", "Prediction", "classify"]
+__all__ = ["Cascade", "Classifier", "Prediction", "classify"]
 
 _CHUNK = 4096  # texts read from a file or a pipe before the first answers are written
 
@@ -40,56 +39,83 @@ class Prediction:
         probabilities: By class name; they sum to 1, unless a row may have several classes.
         labels: The classes of the text: ``label`` alone or, where a row may have several, those
             above 0.5, perhaps none.
+        from_teacher: Whether it is the answer of the teacher in a `Cascade`.
     """
 
     text: str
     label: str
     probabilities: dict[str, float]
     labels: tuple[str, ...]
+    from_teacher: bool = False
 
 
 class Classifier:
     """A trained model that answers texts; the order of the answers is that of the texts.
 
     Args:
-        model: A loaded classifier.
-        batch_size: Texts per forward pass.
+        model: What computes the logits.
+        temperature: T that they are divided by before the softmax.
+        batch_size: Most texts of one forward pass; they are sorted by length first.
     """
 
-    def __init__(self, model: TextClassifier, batch_size: int = 64) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Model, temperature: float = 1.0, batch_size: int = 64) -> None:
+        self.model = model
+        self.temperature = temperature
         self.batch_size = batch_size
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Classifier:
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        backend: Literal["auto", "torch", "onnx", "int8"] = "auto",
+        threads: int | None = None,
+    ) -> Classifier:
         """Load an exported folder, a run reference or a classifier of the hub.
 
         Args:
-            path: Such as ``runs/quickstart/version_0/student`` or ``runs/quickstart``.
+            path: Such as ``shipped``, ``runs/quickstart/version_0/student``, ``runs/quickstart`` or
+                ``user/name``.
+            backend: What computes; ``auto`` is ONNX where the folder has it, else PyTorch.
+            threads: Of the processor; null leaves it to the backend.
 
         Returns:
             The classifier; a `ModelError` says that there is none, or that its head is untrained.
         """
-        folder = str(resolve(path).student) if is_reference(path) else str(path)
-        model = choose_classifier(folder)(path=folder)
-        model.load(fresh_head=False)
-        return cls(model)
+        folder = resolve(path).student if is_reference(path) else Path(path)
+        if not folder.is_dir() and backend != "torch":
+            folder = _download(str(path), backend) or folder
+        if backend == "auto":
+            has_onnx = (folder / ONNX).is_file() and find_spec("onnxruntime") is not None
+            backend = "onnx" if has_onnx else "torch"
+        model: Model
+        if backend == "torch":
+            model = TorchModel.load(str(folder) if folder.is_dir() else str(path), threads)
+        else:
+            model = ONNXModel(folder, backend, threads)
+        facts = read_facts(folder)
+        return cls(model, facts.temperature if facts else 1.0)
+
+    @property
+    def backend(self) -> BackendName:
+        """What computes: ``torch``, ``onnx`` or ``int8``."""
+        return self.model.backend
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the probabilities."""
+        """Class names in the order of the logits."""
         return self.model.labels
 
     @property
     def multi_label(self) -> bool:
         """Whether a text may have several classes, each with a probability of its own."""
-        return is_multi_label(self.model.loaded.config)
+        return self.model.multi_label
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Classify texts.
 
         Args:
             texts: The texts; long ones are cut at the model's limit.
+            pairs: The second text of each, where the model compares two.
 
         Returns:
             One prediction per text.
@@ -97,38 +123,91 @@ class Classifier:
         Raises:
             DataError: If a text is no string or blank.
         """
-        for place, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"Text {place + 1} of {len(texts)} is empty: give it words.")
-        rows = [Row(place, repaired(text)) for place, text in enumerate(texts)]
-        probabilities = self.probabilities(rows).tolist()
+        read = _checked(texts)
+        logits = self.logits(read, None if pairs is None else _checked(pairs))
+        found = probabilities(logits, self.multi_label, self.temperature)
+        return self._predictions(read, found)
+
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the logits of texts `[N, C]`, in their order, before any temperature."""
+        return self.model.logits(texts, pairs, self.batch_size)
+
+    def _predictions(self, texts: list[str], found: NDArray[np.float64]) -> list[Prediction]:
+        if self.multi_label:
+            chosen = [
+                tuple(self.labels[place] for place in np.flatnonzero(row))
+                for row in choices(found, multi_label=True)
+            ]
+        best = [self.labels[place] for place in found.argmax(axis=1)] if texts else []
         return [
-            self._prediction(row.text, dict(zip(self.labels, values, strict=True)))
-            for row, values in zip(rows, probabilities, strict=True)
+            Prediction(
+                text,
+                best[row],
+                dict(zip(self.labels, values, strict=True)),
+                chosen[row] if self.multi_label else (best[row],),
+            )
+            for row, (text, values) in enumerate(zip(texts, found.tolist(), strict=True))
         ]
 
-    def _prediction(self, text: str, probabilities: dict[str, float]) -> Prediction:
-        label = max(probabilities, key=probabilities.__getitem__)
-        chosen: tuple[str, ...] = (label,)
-        if self.multi_label:
-            chosen = tuple(name for name, value in probabilities.items() if value > 0.5)
-        return Prediction(text, label, probabilities, chosen)
 
-    @torch.inference_mode()
-    def probabilities(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the probabilities of canonical rows, `[rows, C]`, in their order."""
-        model = self.model
-        result = torch.zeros(len(rows), len(self.labels))
-        if not rows:
-            return result
-        view = view_of(model, model.max_length)
-        places = [Row(place, row.text, pair=row.pair) for place, row in enumerate(rows)]
-        data = EncodedRows(places, {"student": encode(places, view)})
-        device = next(model.parameters()).device
-        for batch in EvaluationBatches(data, self.batch_size):
-            logits = model(batch.to(device).views["student"]).logits
-            result[batch.index] = class_probabilities(logits, self.multi_label).cpu()
-        return result
+class Cascade:
+    """A student that asks its teacher where it is not sure.
+
+    Args:
+        student: Who answers first.
+        teacher: Who is asked about the texts that are left.
+        threshold: Probability of its choice below which the student asks; where a text may have
+            several classes, of its least sure choice.
+
+    Raises:
+        ConfigError: If the threshold is not from 0 to 1.
+        ModelError: If the two know different classes.
+    """
+
+    def __init__(self, student: Classifier, teacher: Classifier, threshold: float) -> None:
+        if not 0.0 <= threshold <= 1.0:
+            raise ConfigError(f"threshold is {threshold}: it is a probability, from 0 to 1.")
+        same = sorted(student.labels) == sorted(teacher.labels)
+        if not same or student.multi_label != teacher.multi_label:
+            raise ModelError(
+                f"The student knows {', '.join(student.labels)} and the teacher of the cascade "
+                f"{', '.join(teacher.labels)}: take two models of one task."
+            )
+        self.student = student
+        self.teacher = teacher
+        self.threshold = threshold
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """Classify texts.
+
+        Args:
+            texts: The texts.
+            pairs: The second text of each, where the models compare two.
+
+        Returns:
+            One prediction per text; ``from_teacher`` tells whose it is.
+
+        Raises:
+            DataError: If a text is no string or blank.
+        """
+        answers = self.student.predict(texts, pairs)
+        asked = [n for n, answer in enumerate(answers) if self._surety(answer) < self.threshold]
+        if asked:
+            seconds = None if pairs is None else [pairs[place] for place in asked]
+            found = self.teacher.predict([texts[place] for place in asked], seconds)
+            for place, answer in zip(asked, found, strict=True):
+                shares = {name: answer.probabilities[name] for name in self.student.labels}
+                answers[place] = replace(answer, probabilities=shares, from_teacher=True)
+        return answers
+
+    def _surety(self, prediction: Prediction) -> float:
+        """Return the probability of the choice or, of several, of the least sure one."""
+        shares = prediction.probabilities.values()
+        if self.student.multi_label:
+            return min(max(share, 1 - share) for share in shares)
+        return max(shares)
 
 
 def classify(
@@ -136,6 +215,9 @@ def classify(
     texts: list[str] | None = None,
     file: Path | None = None,
     output: Literal["text", "jsonl"] = "text",
+    backend: Literal["auto", "torch", "onnx", "int8"] = "auto",
+    cascade: str | None = None,
+    threshold: float = 0.9,
 ) -> None:
     """Classify texts with an exported model: arguments, the lines of a file, or standard input.
 
@@ -145,6 +227,9 @@ def classify(
         file: Read one text from each line of this file; - is standard input.
         output: Columns to read (labels, their probabilities, text; a | between several labels, a -
             for none), or one JSON object per line with all probabilities.
+        backend: What computes; auto is ONNX where the folder has it, else PyTorch.
+        cascade: Folder, run or hub id of a teacher that is asked where the student is not sure.
+        threshold: Probability of its choice below which the student is not sure.
 
     Raises:
         ConfigError: If texts and a file are given, or there is nothing to read.
@@ -153,11 +238,43 @@ def classify(
         raise ConfigError("classify takes texts or --file, not both.")
     if not texts and file is None and sys.stdin.isatty():
         raise ConfigError("classify has nothing to read: give texts, --file, or a pipe.")
-    classifier = Classifier.from_pretrained(model)
+    student = Classifier.from_pretrained(model, backend)
+    answering: Classifier | Cascade = student
+    if cascade is not None:
+        answering = Cascade(student, Classifier.from_pretrained(cascade), threshold)
+    read = asked = 0
     for chunk in _chunks(texts, file):
-        for prediction in classifier.predict(chunk):
+        for prediction in answering.predict(chunk):
+            read, asked = read + 1, asked + prediction.from_teacher
             sys.stdout.write(_line(prediction, output))
         sys.stdout.flush()
+    if cascade is not None and read:
+        sys.stderr.write(f"the teacher was asked about {asked:,} of {read:,} texts\n")
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    """Return texts as they were in training."""
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"Text {place + 1} of {len(texts)} is empty: give it words.")
+    return [repaired(text) for text in texts]
+
+
+def _download(path: str, backend: str) -> Path | None:
+    """Return a folder with what ONNX Runtime reads of a model of the hub, null if it has none."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(path, FACTS)
+        return Path(snapshot_download(path, allow_patterns=["*.json", "onnx/*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if backend == "auto":
+            return None  # transformers knows more kinds of folders, and says what is wrong
+        raise ModelError(
+            f"{path} is neither a folder nor a model of the hub with {FACTS}: give what `kd "
+            "export` wrote, or take the backend torch."
+        ) from error
 
 
 def _line(prediction: Prediction, output: str) -> str:

@@ -194,7 +194,7 @@ class DistillationModule(LightningModule):
 
     def _check(self, data: _DataSource, views: Mapping[str, View]) -> None:
         """Refuse data that lack what the loss reads."""
-        if data.needs_teacher and self._measured_teacher is None:
+        if data.needs_teacher and self.measured_teacher is None:
             raise ConfigError(
                 "data.augment.labels takes labels from variants, but model.teacher gives them no "
                 "others: set it to keep, or name a teacher that answers any text."
@@ -242,14 +242,14 @@ class DistillationModule(LightningModule):
                 setattr(self, f"{stage}_mean_{name}", MeanMetric())
             student = classification_metrics(classes, f"{stage}/", multi_label)
             setattr(self, f"{stage}_student", student)
-            if self._measured_teacher is not None:
+            if self.measured_teacher is not None:
                 name = f"{stage}/teacher_"
                 metrics = classification_metrics(classes, name, multi_label)
                 setattr(self, f"{stage}_teacher", metrics)
                 setattr(self, f"{stage}_agreement", agreement_metric(classes, multi_label))
 
     @property
-    def _measured_teacher(self) -> Teacher | None:
+    def measured_teacher(self) -> Teacher | None:
         """The teacher, if it has answers outside of training too."""
         return self.teacher if self.teacher and self.teacher.answers_everything else None
 
@@ -259,7 +259,7 @@ class DistillationModule(LightningModule):
         return {
             name: term
             for name, term in self.terms.items()
-            if not term.reads and (self._measured_teacher or not term.uses_teacher)
+            if not term.reads and (self.measured_teacher or not term.uses_teacher)
         }
 
     def _answer(self, batch: Batch) -> Outputs:
@@ -312,7 +312,7 @@ class DistillationModule(LightningModule):
         return {"index": batch.index, "probabilities": self._probabilities(logits)}
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        student, asked = self._answer(batch), self._measured_teacher
+        student, asked = self._answer(batch), self.measured_teacher
         teacher = asked(batch, self._teacher_needs) if asked else None
         logits, size = student.logits, len(batch)
         entropy = masked_binary_cross_entropy if self.multi_label else masked_cross_entropy

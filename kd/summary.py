@@ -17,10 +17,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from kd.answering import row_logits
+from kd.backends import TorchModel
 from kd.classifiers import TextClassifier
-from kd.data.collate import label_tensor
+from kd.data.collate import EncodedRows, label_tensor
 from kd.inference import Classifier
-from kd.metrics import classification_metrics
+from kd.predictions import Predictions
 from kd.teachers import Teacher
 from kd.types import Row
 
@@ -52,25 +54,42 @@ class Score:
     rows_per_second: float
 
 
-def measure(folder: Path, rows: Sequence[Row], labels: Sequence[str]) -> Score:
-    """Score an exported folder on labelled rows.
+def measure(
+    folder: Path, rows: EncodedRows, labels: Sequence[str], teacher: Teacher | None = None
+) -> tuple[Predictions, dict[str, Score]]:
+    """Ask an exported folder, and perhaps its teacher, about labelled rows.
 
     Args:
         folder: The export.
-        rows: Canonical rows; their labels count positions in ``labels``.
+        rows: Whose labels count positions in ``labels``, encoded as the teacher reads them.
         labels: Class names of the data.
+        teacher: Prepared for these rows.
 
     Returns:
-        Accuracy and macro-F1 by the data's labels, size and speed.
+        What they said, and what each is worth, the teacher first.
     """
-    classifier = Classifier.from_pretrained(folder)
-    probabilities = classifier.probabilities(rows)
-    order = [classifier.labels.index(label) for label in labels]
-    several = classifier.multi_label
-    metrics = classification_metrics(len(labels), "", several)
-    truth = label_tensor(rows, len(labels) if several else None)
-    values = metrics(probabilities[:, order], truth)
-    return score(classifier.model, rows, float(values["accuracy"]), float(values["f1"]))
+    student = TorchModel.load(str(folder))
+    order = [student.labels.index(label) for label in labels]
+    several = student.multi_label
+    texts = tuple(row.text for row in rows.rows)
+    pairs = tuple(row.pair or "" for row in rows.rows)
+    found = Predictions(
+        tuple(labels),
+        several,
+        texts,
+        pairs if any(pairs) else None,
+        label_tensor(rows.rows, len(labels) if several else None).numpy(),
+        Classifier(student).logits(texts, pairs if any(pairs) else None)[:, order],
+        row_logits(teacher, rows) if teacher else None,
+    )
+    own = score(
+        student.classifier, rows.rows, found.accuracy(found.student), found.f1(found.student)
+    )
+    scores = {"student": own}
+    if teacher and found.teacher is not None:
+        figures = found.accuracy(found.teacher), found.f1(found.teacher)
+        scores = {"teacher": score_teacher(teacher, rows.rows, *figures), **scores}
+    return found, scores
 
 
 def score(model: TextClassifier, rows: Sequence[Row], accuracy: float, f1: float) -> Score:
@@ -104,12 +123,18 @@ def score_teacher(teacher: Teacher, rows: Sequence[Row], accuracy: float, f1: fl
 
 def speed(model: TextClassifier, rows: Sequence[Row]) -> float:
     """Return the rows that a model answers per second on its device, after a warm-up."""
-    classifier = Classifier(model)
-    classifier.probabilities(rows[:_WARM_ROWS])
+    classifier = Classifier(TorchModel(model))
+    texts = [row.text for row in rows]
+    pairs = [row.pair or "" for row in rows] if any(row.pair for row in rows) else None
+
+    def ask(count: int) -> None:
+        classifier.logits(texts[:count], pairs and pairs[:count])
+
+    ask(_WARM_ROWS)
     count = _WARM_ROWS
     while True:  # more rows until the clock is fine enough: a large teacher is not kept long
         start = time.perf_counter()
-        classifier.probabilities(rows[:count])
+        ask(count)
         took = time.perf_counter() - start
         if took > _TIMED_SECONDS or count >= min(len(rows), _TIMED_ROWS):
             return min(count, len(rows)) / took

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from kd.errors import ConfigError, DataError, ModelError
-from kd.inference import Classifier, classify
+from kd.inference import Cascade, Classifier, classify
 from tests.conftest import LABELS, TEXTS
 
 LONG = [*TEXTS, "no", "a", "great " * 40, "sad and rude", "w" * 300, "love, love, love"]
@@ -33,7 +33,7 @@ def test_answers_equal_those_of_the_pipeline_of_transformers(folder, model, batc
     reference = pipeline("text-classification", model=str(folder), device="cpu", top_k=None)
     cut = {"truncation": True, "max_length": 64}
     wanted = [{row["label"]: row["score"] for row in reference(text, **cut)[0]} for text in LONG]
-    predictions = Classifier(model.model, batch_size).predict(LONG)
+    predictions = Classifier(model.model, batch_size=batch_size).predict(LONG)
     assert [prediction.text for prediction in predictions] == LONG
     for prediction, probabilities in zip(predictions, wanted, strict=True):
         assert prediction.probabilities == pytest.approx(probabilities, abs=1e-5)
@@ -77,7 +77,7 @@ def test_broken_unicode_is_read_as_in_training(model):
 
 
 def test_a_model_is_in_eval_mode_and_needs_no_gradient(model):
-    assert not model.model.training
+    assert not model.model.classifier.training
     first, second = (model.predict(TEXTS)[0].probabilities for _ in range(2))
     assert first == second
 
@@ -245,11 +245,66 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
         classify(str(folder), file=latin)
 
 
-def test_probabilities_of_pairs_read_both_texts(model):
-    from kd.types import Row
+def test_pairs_are_read_whole(model):
+    first, second = model.predict(["a film", "a film"], ["what a day", "sad and rude"])
+    assert first.probabilities != pytest.approx(second.probabilities)
+    assert model.logits([]).shape == (0, 2)
 
-    rows = [Row(7, "a film", pair="what a day"), Row(9, "a film", pair="sad and rude")]
-    probabilities = model.probabilities(rows)
-    assert probabilities.shape == (2, 2)
-    assert not torch.allclose(probabilities[0], probabilities[1])
-    assert torch.equal(model.probabilities([]), torch.zeros(0, 2))
+
+# --- Cascade -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def teacher(make_model):
+    """A larger model, whose classes stand in another order."""
+    return Classifier.from_pretrained(
+        make_model("teacher", labels=LABELS[::-1], hidden_size=32, initializer_range=0.5)
+    )
+
+
+def test_the_teacher_answers_what_the_student_is_not_sure_of(model, teacher):
+    own, others = model.predict(LONG), teacher.predict(LONG)
+    surety = sorted(answer.probabilities[answer.label] for answer in own)
+    threshold = surety[5]
+    answers = Cascade(model, teacher, threshold).predict(LONG)
+    assert sum(answer.from_teacher for answer in answers) == 5
+    for answer, mine, other in zip(answers, own, others, strict=True):
+        wanted = other if mine.probabilities[mine.label] < threshold else mine
+        assert answer.text == mine.text
+        assert answer.label == wanted.label
+        assert tuple(answer.probabilities) == LABELS
+        assert answer.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+    assert {answer.label for answer in answers} == set(LABELS)
+
+
+@pytest.mark.parametrize(("threshold", "asked"), [(0.0, False), (1.0, True)])
+def test_a_threshold_of_0_asks_nobody_and_of_1_about_all(model, teacher, threshold, asked):
+    answers = Cascade(model, teacher, threshold).predict(LONG)
+    assert {answer.from_teacher for answer in answers} == {asked}
+    assert Cascade(model, teacher, threshold).predict([]) == []
+
+
+def test_a_cascade_of_several_labels_asks_by_the_least_sure_choice(several):
+    model = Classifier.from_pretrained(several)
+    sureties = [
+        min(max(share, 1 - share) for share in answer.probabilities.values())
+        for answer in model.predict(LONG)
+    ]
+    threshold = sorted(sureties)[4]
+    answers = Cascade(model, model, threshold).predict(LONG)
+    assert [answer.from_teacher for answer in answers] == [one < threshold for one in sureties]
+
+
+def test_a_teacher_of_another_task_is_refused(model, several):
+    with pytest.raises(ModelError, match="take two models of one task"):
+        Cascade(model, Classifier.from_pretrained(several), 0.9)
+    with pytest.raises(ConfigError, match=r"threshold is 1\.5"):
+        Cascade(model, model, 1.5)
+
+
+def test_classify_says_how_many_texts_the_teacher_was_asked_about(folder, teacher, capsys):
+    path = teacher.model.classifier.path
+    classify(str(folder), texts=LONG, cascade=path, threshold=1.0, output="jsonl")
+    printed = capsys.readouterr()
+    assert all(json.loads(line)["from_teacher"] for line in printed.out.splitlines())
+    assert printed.err == "the teacher was asked about 14 of 14 texts\n"

@@ -28,6 +28,11 @@ def rows():
     return [Row(10 + place, text, TRUTH[place]) for place, text in enumerate(texts)]
 
 
+def measured(folder, rows):
+    _, scores = measure(folder, EncodedRows(rows, {}), THREE)
+    return scores["student"]
+
+
 @pytest.mark.parametrize("order", [THREE, ("positive", "negative", "neutral"), THREE[::-1]])
 def test_figures_equal_those_of_sklearn_in_any_order_of_classes(make_model, rows, order):
     folder = make_model(labels=order, initializer_range=0.5)
@@ -35,7 +40,7 @@ def test_figures_equal_those_of_sklearn_in_any_order_of_classes(make_model, rows
     truth = [THREE[row.label] for row in rows]
     found = [answer.label for answer in answers]
     assert len(set(found)) > 1
-    result = measure(folder, rows, THREE)
+    result = measured(folder, rows)
     assert result.accuracy == pytest.approx(accuracy_score(truth, found))
     wanted = f1_score(truth, found, labels=sorted({*truth, *found}), average="macro")
     assert result.f1 == pytest.approx(wanted)
@@ -44,8 +49,8 @@ def test_figures_equal_those_of_sklearn_in_any_order_of_classes(make_model, rows
 def test_size_and_speed_are_those_of_the_model(make_model, rows):
     folder = make_model()
     network = AutoModelForSequenceClassification.from_pretrained(folder)
-    classifier = Classifier.from_pretrained(folder)
-    result = score(classifier.model, rows, 0.5, 0.25)
+    classifier = Classifier.from_pretrained(folder).model.classifier
+    result = score(classifier, rows, 0.5, 0.25)
     assert (result.accuracy, result.f1) == (0.5, 0.25)
     assert result.parameters == network.num_parameters()
     assert result.megabytes == pytest.approx(network.num_parameters() * 4 / 1e6)
@@ -54,14 +59,14 @@ def test_size_and_speed_are_those_of_the_model(make_model, rows):
 
 def test_speed_is_measured_on_ever_more_rows_after_a_warm_up(make_model, rows, monkeypatch):
     asked = []
-    model = Classifier.from_pretrained(make_model()).model
+    model = Classifier.from_pretrained(make_model()).model.classifier
 
     def answering(seconds_per_row):
-        def answer(self, chosen):
-            asked.append(len(chosen))
-            time.sleep(seconds_per_row * len(chosen))
+        def answer(self, texts, pairs):
+            asked.append(len(texts))
+            time.sleep(seconds_per_row * len(texts))
 
-        monkeypatch.setattr(Classifier, "probabilities", answer)
+        monkeypatch.setattr(Classifier, "logits", answer)
 
     answering(0.0)
     assert speed(model, rows * 100) > 0
@@ -148,7 +153,7 @@ def test_figures_of_several_labels_equal_those_of_sklearn(make_model, rows, orde
     rows = [replace(row, label=labels) for row, labels in zip(rows, sets, strict=True)]
     truth = np.array([[place in row.label for place in range(3)] for row in rows])
     found = np.array([[label in answer.labels for label in THREE] for answer in answers])
-    result = measure(folder, rows, THREE)
+    result = measured(folder, rows)
     assert result.accuracy == pytest.approx(np.mean(truth == found))
     assert 0 < result.accuracy < 1
     assert result.f1 == pytest.approx(f1_score(truth, found, average="macro", zero_division=0))

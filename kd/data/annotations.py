@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kd.data.rows import Table, number, repaired, spelling
+from kd.data.rows import Table, number, spelling
 from kd.errors import ConfigError, DataError
 from kd.rationales.leaks import Audit, audit, mask
+from kd.texts import repaired
 from kd.types import Annotation, Row
 
 __all__ = ["Explained", "Rationales", "explain"]

@@ -22,7 +22,7 @@ from kd.data.collate import EncodedRows, EvaluationBatches, TrainingBatches
 from kd.data.encode import View, encode
 from kd.data.rows import Fields, Table, canonical_rows, report_rows, resolve_labels
 from kd.data.sources import Source, available_roles, read
-from kd.data.splits import fingerprint, hide_labels, leaking, select_rows, stratified_split
+from kd.data.splits import fingerprint, hide_labels, select_rows, stratified_split
 from kd.data.variants import Augmentation, Variants, judge, make_variants
 from kd.errors import ConfigError, DataError
 from kd.types import Row
@@ -368,9 +368,6 @@ class TextDataModule(LightningDataModule):
             train = train + [replace(row, index=first + row.index) for row in more]
         if self.fold is not None:
             train = [row for row in train if row.content % self.fold[1] != self.fold[0]]
-        shared = leaking(train, validation)
-        if shared:
-            self.notes.append(f"{shared} validation texts are training texts too")
         self.rows["train"], self.rows["validation"] = train, validation
 
     def _read_evaluated(self, role: str) -> list[Row]:

@@ -6,11 +6,10 @@ This room knows tokenizers and rows, no model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd.texts import beginning
 from kd.types import UNLABELLED, Inputs, Row
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = ["Encoded", "Reads", "View", "encode"]
 Reads = Literal["text", "rationale", "text and rationale", "evidence"]
 """What of a row a view shows; ``evidence`` is no text, but a flag for each token of the text."""
 
-_CHARACTERS_PER_TOKEN = 50  # of a word so long that it is cut; no tokenizer here averages more
 _CHUNK = 2000  # rows encoded at once: bounds the memory of the tokenizer's Python objects
 
 
@@ -162,8 +161,8 @@ def _tokenised(
     for start in range(0, len(texts), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         encoding = view.tokenizer(
-            [_beginning(text, view.max_length) for text in texts[chunk]],
-            None if pairs is None else [_beginning(text, view.max_length) for text in pairs[chunk]],
+            [beginning(text, view.max_length) for text in texts[chunk]],
+            None if pairs is None else [beginning(text, view.max_length) for text in pairs[chunk]],
             add_special_tokens=special,
             truncation=True,
             max_length=view.max_length,
@@ -219,7 +218,7 @@ def _quoted(rows: Sequence[Row], view: View, texts: Encoded) -> Encoded:
     for start in range(0, len(quoted), _CHUNK):
         chunk = quoted[start : start + _CHUNK]
         encoding = view.tokenizer(
-            [view.prefix + _beginning(rows[n].text, view.max_length) for n in chunk],
+            [view.prefix + beginning(rows[n].text, view.max_length) for n in chunk],
             truncation=True,
             max_length=view.max_length,
             return_offsets_mapping=True,
@@ -237,12 +236,3 @@ def _quoted(rows: Sequence[Row], view: View, texts: Encoded) -> Encoded:
             inside[offsets[:, 1] <= 0] = UNLABELLED  # the prefix
             flags[texts.starts[n] : texts.starts[n + 1]] = inside
     return replace(texts, ids=flags, types=None, padding=UNLABELLED)
-
-
-def _beginning(text: str, tokens: int) -> str:
-    """Leave out what is truncated anyway: every word is one token at least."""
-    longest = tokens * _CHARACTERS_PER_TOKEN
-    if len(text) <= longest:
-        return text
-    words_and_blanks = islice(re.finditer(r"\S+|\s+", text), 2 * tokens)
-    return "".join(piece[0][:longest] for piece in words_and_blanks)

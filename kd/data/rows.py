@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kd.errors import ConfigError, DataError
+from kd.texts import repaired
 from kd.types import Row
 
 if TYPE_CHECKING:
@@ -26,13 +27,11 @@ __all__ = [
     "Table",
     "canonical_rows",
     "number",
-    "repaired",
     "report_rows",
     "resolve_labels",
     "spelling",
 ]
 
-_UNSAFE = re.compile("[\ud800-\udfff\x00]")
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0+)?$")
 _UNKNOWN = -1
 _MOST_CLASSES = 1000  # more different values are texts or numbers, not classes
@@ -280,15 +279,6 @@ def _texts(table: Table, fields: Fields, name: str, key: str) -> tuple[list[Any]
 
 def _others(positions: Collection[int]) -> str:
     return f" (and so do {len(positions) - 1:,} more rows)" if len(positions) > 1 else ""
-
-
-def repaired(text: str) -> str:
-    """Return the same text if it is valid Unicode without NUL, else a repaired one."""
-    if (text.isascii() and "\0" not in text) or _UNSAFE.search(text) is None:
-        return text
-    # UTF-16 joins two surrogates that belong together; a lone one becomes U+FFFD.
-    units = text.replace("\0", "").encode("utf-16-le", "surrogatepass")
-    return units.decode("utf-16-le", "replace")
 
 
 def _weights(table: Table, name: str, skipped: Collection[int]) -> list[float]:

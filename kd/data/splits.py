@@ -15,7 +15,7 @@ from dataclasses import replace
 from kd.errors import DataError
 from kd.types import Row
 
-__all__ = ["fingerprint", "hide_labels", "leaking", "select_rows", "stratified_split"]
+__all__ = ["fingerprint", "hide_labels", "select_rows", "stratified_split"]
 
 
 def stratified_split(
@@ -103,12 +103,6 @@ def hide_labels(rows: Sequence[Row], keep: int, seed: int) -> list[Row]:
     order = _stratified_order([rows[i] for i in labelled], seed)
     hidden = {labelled[i] for i in order[keep:]}
     return [replace(row, label=None) if i in hidden else row for i, row in enumerate(rows)]
-
-
-def leaking(train: Sequence[Row], validation: Sequence[Row]) -> int:
-    """Count the validation rows whose very text (and pair) is also trained on."""
-    known = {(row.text, row.pair) for row in train}
-    return sum((row.text, row.pair) in known for row in validation)
 
 
 def fingerprint(rows: Sequence[Row], labels: Sequence[str]) -> str:
