@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -104,17 +103,18 @@ class Seq2SeqClassifier(TextClassifier):
             ModelError: If the model cannot give a field, or is not loaded.
         """
         states, fields = self._encode(inputs, needs)
-        rows, classes = len(states), len(self.targets)
+        rows, classes = states.shape[0], self.targets.shape[0]  # len() fixes the number in a trace
         targets = self.targets.repeat(rows, 1)
         logits = self._decode(
             states.repeat_interleave(classes, dim=0),
             inputs["attention_mask"].repeat_interleave(classes, dim=0),
             targets,
         )
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
-        )
-        return Outputs(logits=-losses.view(rows, classes, -1).sum(dim=-1), **fields)
+        # by hand, because cross_entropy of single tokens does not convert to ONNX
+        likely = logits.float().log_softmax(dim=-1)
+        likely = likely.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        likely = likely.masked_fill(targets == UNLABELLED, 0.0)
+        return Outputs(logits=likely.view(rows, classes, -1).sum(dim=-1), **fields)
 
     def explain(self, inputs: Inputs, targets: Inputs) -> Tensor:
         """Write rationales, each token given those before it.

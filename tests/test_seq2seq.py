@@ -8,6 +8,7 @@ from transformers import AutoModelForSeq2SeqLM, T5Tokenizer
 
 from kd.checkpoints import MODEL_FOLDER, SafeCheckpointIO
 from kd.classifiers import TextClassifier
+from kd.data.collate import EncodedRows
 from kd.data.encode import View, encode
 from kd.errors import ConfigError, ModelError
 from kd.export import export_checkpoint
@@ -321,7 +322,7 @@ def test_a_run_is_exported_and_measured(tmp_path):
     folder = tmp_path / "student"
     export_checkpoint(run, "best", folder)
     classifier = Classifier.from_pretrained(folder)
-    assert isinstance(classifier.model, Seq2SeqClassifier)
+    assert isinstance(classifier.model.classifier, Seq2SeqClassifier)
     long = [*TEXTS, "terrible " * 50]
     ids = [model.tokenizer(f"judge: {text}", truncation=True, max_length=24) for text in long]
     for text, inputs, answer in zip(long, ids, classifier.predict(long), strict=True):
@@ -332,7 +333,7 @@ def test_a_run_is_exported_and_measured(tmp_path):
             dict(zip(LABELS, wanted, strict=True)), abs=1e-5
         ), text
     rows = [Row(place, text, LABELS.index("positive")) for place, text in enumerate(TEXTS)]
-    found = measure(folder, rows, LABELS)
+    found = measure(folder, EncodedRows(rows, {}), LABELS)[1]["student"]
     chosen = [answer.label == "positive" for answer in classifier.predict(TEXTS)]
     assert found.accuracy == pytest.approx(sum(chosen) / len(chosen))
     assert found.parameters == model.info.parameters
@@ -500,8 +501,8 @@ def test_tokenizer_of_t5_is_read_and_kept(pieces, tmp_path):
     model.save(tmp_path / "saved")
     classifier = Classifier.from_pretrained(tmp_path / "saved")
     wanted = expected.softmax(-1)
-    rows = [Row(place, text) for place, text in enumerate(TEXTS)]
-    torch.testing.assert_close(classifier.probabilities(rows), wanted, atol=1e-5, rtol=0)
+    found = [list(answer.probabilities.values()) for answer in classifier.predict(TEXTS)]
+    torch.testing.assert_close(torch.tensor(found), wanted, atol=1e-5, rtol=0)
 
 
 def test_prefix_stands_before_texts_and_pairs_however_long(pieces):
