@@ -27,6 +27,7 @@ from kd.data.datamodule import TextDataModule
 from kd.data.rows import Fields
 from kd.module import DistillationModule
 from kd.runs import Run, global_rank
+from kd.tracking import is_wandb
 from kd.types import Row
 
 _SAVE_SECONDS = 30.0
@@ -89,7 +90,7 @@ class RunDirectory(Callback):
             text = json.dumps(report, indent=2, ensure_ascii=False)
             self.run.write_text(f"{name}.json", text + "\n")
         wandb_id = next(
-            (str(logger.version) for logger in trainer.loggers if _is_wandb(logger)), None
+            (str(logger.version) for logger in trainer.loggers if is_wandb(logger)), None
         )
         pl_module.student.describe(self.run.path / MODEL_FOLDER, data.max_length)
         folders = [str(one.folder) for one in pl_module.fillings if one.folder]
@@ -283,7 +284,3 @@ def _write_predictions(
         frame["label"] = [between.join(chosen) or between for chosen in columns["label"]]
     frame.to_csv(folder / "predictions.csv", index=False)
     print_line(f"{len(frame)} predictions in {folder / 'predictions.parquet'} and .csv")
-
-
-def _is_wandb(logger: object) -> bool:
-    return type(logger).__name__ == "WandbLogger"
