@@ -22,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from kd import ensembles, summary  # noqa: F401 - recipes name the classes of ensembles
+from kd import ensembles, summary, tracking  # noqa: F401 - recipes name the ensembles' classes
 from kd.callbacks import (
     BestCheckpoint,
     MetricsFile,
@@ -32,6 +32,7 @@ from kd.callbacks import (
     RunDirectory,
 )
 from kd.checkpoints import SafeCheckpointIO, resumable
+from kd.checks.cheap import Checkup
 from kd.classifiers import TextClassifier
 from kd.console import print_line
 from kd.data import generated, synonyms  # noqa: F401 - recipes name their classes
@@ -42,12 +43,13 @@ from kd.export import export_checkpoint
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.parsing import allow_imports, explain
+from kd.predictions import VALIDATION, write_predictions
 from kd.references import find_annotations, find_models, find_student
 from kd.runs import Run, answers_folder, check_name, claim, global_rank, variants_folder
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
-__all__ = ["RecipeCLI", "RunOptions", "run_recipe"]
+__all__ = ["RecipeCLI", "RunOptions", "quieten", "run_recipe"]
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 3,
@@ -89,7 +91,7 @@ def run_recipe(args: Sequence[str], only_fill: bool = False) -> None:
         ConfigError: If Lightning refuses an option of the trainer.
     """
     allow_imports()
-    _quieten()
+    quieten()
     try:
         RecipeCLI(list(args), only_fill)
     except MisconfigurationException as error:
@@ -167,7 +169,7 @@ class RecipeCLI(LightningCLI):
                 f"run.monitor is {options.run.monitor}: choose from {', '.join(_MONITORS)}."
             )
         self.resume_from = self._checkpoint_to_resume()
-        _check_wandb_key(options)
+        tracking.check_key(options)
         if global_rank() == 0 and not (options.trainer.fast_dev_run or self.only_fill):
             self.run = claim(options.run.root, options.run.name, command=self.config.subcommand)
             old = self.resume_from and self.resume_from.parent.parent
@@ -175,7 +177,7 @@ class RecipeCLI(LightningCLI):
             print_line(f"run = {self.run.path}")
             parser = self._subcommand_parsers[self.config.subcommand]
             self.run.write_text("config.yaml", parser.dump(options, skip_none=False))
-            for spec in _wandb_specs(options):
+            for spec in tracking.wandb_specs(options):
                 spec.init_args.save_dir = str(self.run.path)
 
     def instantiate_classes(self) -> None:
@@ -204,6 +206,7 @@ class RecipeCLI(LightningCLI):
         self.directory = RunDirectory(self.run, {}, answers)
         callbacks = [self.directory, *_as_list(trainer.callbacks), Milestones(), self.throughput]
         if self.config.subcommand == "fit" and not (trainer.fast_dev_run or self.only_fill):
+            callbacks.append(Checkup(self.options))
             callbacks.append(BestCheckpoint(self.options.run.monitor))
             callbacks.append(ResumeCheckpoint(self.options.run.save_every))
         if self.config.subcommand == "predict":
@@ -273,6 +276,7 @@ class RecipeCLI(LightningCLI):
             self.is_training = True
             command = getattr(self.trainer, verb)
             command(model, datamodule=datamodule, ckpt_path=ckpt_path, **options)
+            tracking.finish()
             if self.run is not None:
                 self.run.finish("finished")
 
@@ -298,16 +302,21 @@ class RecipeCLI(LightningCLI):
     def _deliver(self, run: Run, model: DistillationModule, data: TextDataModule) -> None:
         """Export the best student, measure it beside its teacher, and close the run."""
         started, folder = time.perf_counter(), run.path / "student"
-        export_checkpoint(run.path, "best", folder)
-        rows = data.rows["validation"]
-        scores = {"student": summary.measure(folder, rows, data.labels)}
-        values = self.trainer.callback_metrics
-        if model.teacher is not None and "val/teacher_accuracy" in values:
-            accuracy, f1 = float(values["val/teacher_accuracy"]), float(values["val/teacher_f1"])
-            teacher = summary.score_teacher(model.teacher, rows, accuracy, f1)
-            scores = {"teacher": teacher, **scores}
+        is_validated = (run.path / "checkpoints" / "best.ckpt").is_file()
+        if not is_validated:
+            print_line("note: no validation took place, so the newest checkpoint is exported")
+        export_checkpoint(run.path, "best" if is_validated else "resume", folder)
+        rows = data.encoded("validation")
+        found, scores = summary.measure(folder, rows, data.labels, model.measured_teacher)
+        write_predictions(run.path / VALIDATION, found)
+        if any(map(tracking.is_wandb, self.trainer.loggers)):
+            from kd.report import pictures_of  # draws, which takes a second to import
+
+            tracking.log_pictures(self.trainer.loggers, pictures_of(run.path))
+            tracking.finish()  # its files are whole before their checksums are taken
         self.throughput.phases["delivery"] = time.perf_counter() - started
-        run.update(results=summary.as_plain(scores), seconds=self.throughput.phases)
+        results = {**summary.as_plain(scores), "steps": self.trainer.global_step}
+        run.update(results=results, seconds=self.throughput.phases)
         run.finish("finished")
         took = time.perf_counter() - self.started
         summary.show(scores, run.path, len(rows), took, self.throughput.describe())
@@ -328,7 +337,7 @@ class RecipeCLI(LightningCLI):
             raise
         finally:
             if self.is_training:
-                _finish_wandb()
+                tracking.finish()
 
 
 def _recipe_name(options: Namespace) -> str:
@@ -342,37 +351,7 @@ def _as_list(value: Any) -> list[Any]:
     return [item for item in values if item is not None and not isinstance(item, bool)]
 
 
-def _wandb_specs(options: Namespace) -> list[Namespace]:
-    loggers = options.trainer.logger
-    return [
-        spec
-        for spec in (loggers if isinstance(loggers, list) else [loggers])
-        if isinstance(spec, Namespace) and spec.class_path.endswith("WandbLogger")
-    ]
-
-
-def _check_wandb_key(options: Namespace) -> None:
-    """Ask for W&B's key before a model loads."""
-    mode = os.environ.get("WANDB_MODE", "online")
-    for spec in _wandb_specs(options):
-        if mode in ("offline", "disabled", "dryrun") or spec.init_args.get("offline"):
-            continue
-        import wandb
-
-        if not wandb.api.api_key:
-            raise ConfigError(
-                "W&B has no key here: run `wandb login`, set WANDB_API_KEY, or set "
-                "WANDB_MODE=offline to log into the run directory only."
-            )
-
-
-def _finish_wandb() -> None:
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
-
-
-def _quieten() -> None:
+def quieten() -> None:
     """Silence what is not news to a user; each with its reason."""
     import logging
 

@@ -17,7 +17,7 @@ from kd.models import choose_classifier
 from kd.runs import ANNOTATIONS, is_reference, read_manifest, resolve, versions
 from kd.teachers import Reference
 
-__all__ = ["find_annotations", "find_models", "find_student"]
+__all__ = ["find_annotations", "find_models", "find_recipe", "find_student", "is_trained"]
 
 
 def find_annotations(path: str, resumed: Path | None = None) -> str:
@@ -85,7 +85,7 @@ def find_models(
     """
     found: dict[str, str] = {}
     for path, reference in references.items():
-        if reference and train_missing and not _is_trained(path):
+        if reference and train_missing and not is_trained(path):
             _train(Path(path), reference, recipes)
         if is_reference(path):
             found[path] = str(resolve(path).student)
@@ -93,7 +93,7 @@ def find_models(
     return found
 
 
-def _is_trained(path: str) -> bool:
+def is_trained(path: str) -> bool:
     """Tell whether a path needs no recipe: a model folder, or a run with a finished student."""
     if not is_reference(path):
         return Path(path).exists()
@@ -104,11 +104,16 @@ def _is_trained(path: str) -> bool:
     return True
 
 
-def _train(path: Path, reference: Reference, recipes: Sequence[Path]) -> None:
-    """Run the recipe of a model, as an ordinary run in a process of its own."""
+def find_recipe(reference: Reference, recipes: Sequence[Path]) -> Path | None:
+    """Return the recipe that would train a model: by its path, or beside one that is used."""
     places = [Path(reference.recipe)]
     places += [used.parent / places[0].name for used in recipes]
-    file = next((place for place in places if place.is_file()), None)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _train(path: Path, reference: Reference, recipes: Sequence[Path]) -> None:
+    """Run the recipe of a model, as an ordinary run in a process of its own."""
+    file = find_recipe(reference, recipes)
     if file is None:
         raise ConfigError(
             f"The teacher {path} is not trained yet, and its recipe {reference.recipe} is not "

@@ -17,6 +17,8 @@ import torch
 import yaml
 
 from kd.cli import main
+from kd.inference import Classifier
+from kd.predictions import VALIDATION, read_predictions
 from kd.runs import read_manifest, verify
 from kd.shards import read_shards
 from tests.conftest import LABELS, TEXTS, MakeModel
@@ -76,12 +78,14 @@ def test_fit_tells_its_whole_story(
     assert "student" in told
     assert "try    python train.py classify --model" in told
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "manifest.json", "metrics.csv", "checkpoints", "student"}
+    told = {"config.yaml", "manifest.json", "metrics.csv", "validation.parquet"}
+    assert names == {*told, "checkpoints", "student"}
     manifest = read_manifest(run)
     assert manifest["status"] == "finished"
     assert manifest["seed"] == 42
     assert set(manifest["data"]) == {"train", "validation"}
-    assert set(manifest["results"]) == {"student"}
+    assert set(manifest["results"]) == {"student", "steps"}
+    assert manifest["results"]["steps"] == 5
     assert verify(run) == []
     assert {"train/loss", "train/labels", "val/accuracy", "val/f1"} <= set(metrics(run))
 
@@ -101,6 +105,31 @@ def test_student_loads_in_pipeline_and_classifies(
         assert ours["label"] == other[0]["label"]
         for row in other:
             assert ours["probabilities"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("classes", [("negative", "positive"), ("positive", "negative")])
+def test_a_run_keeps_what_teacher_and_student_said_of_its_validation_rows(
+    root: Path, csv_file: Path, make_model: MakeModel, classes: tuple[str, str]
+) -> None:
+    teacher = make_model("teacher", labels=classes, initializer_range=0.5)
+    words = [f"--model.teacher={{class_path: ModelTeacher, init_args: {{path: {teacher}}}}}"]
+    words += ["--model.objectives.logits=LogitKD", "--data.max_length=64"]
+    run = fit(root, csv_file, make_model(), *words)
+    kept = read_predictions(run / VALIDATION)
+    assert kept.labels == ("negative", "positive")
+    with csv_file.open() as file:
+        truth = {line["text"]: line["label"] for line in csv.DictReader(file)}
+    assert [kept.labels[place] for place in kept.truth] == [truth[text] for text in kept.texts]
+    assert kept.teacher is not None
+    for folder, logits in ((run / "student", kept.student), (teacher, kept.teacher)):
+        model = Classifier.from_pretrained(folder)
+        order = [model.labels.index(label) for label in kept.labels]
+        assert model.logits(kept.texts)[:, order] == pytest.approx(logits, abs=1e-5)
+    results = read_manifest(run)["results"]
+    for role, logits in (("student", kept.student), ("teacher", kept.teacher)):
+        assert results[role]["accuracy"] == kept.accuracy(logits)
+        logged = metrics(run)["val/accuracy" if role == "student" else "val/teacher_accuracy"]
+        assert any(value == pytest.approx(kept.accuracy(logits)) for value in logged)
 
 
 def test_saved_config_is_the_recipe(root: Path, csv_file: Path, make_model: MakeModel) -> None:
@@ -144,7 +173,7 @@ def test_teacher_is_trained_first_once_and_then_found(
     for run in (first, second):
         manifest = read_manifest(run)
         assert manifest["references"] == {str(root / "teacher"): taken}
-        assert set(manifest["results"]) == {"teacher", "student"}
+        assert set(manifest["results"]) == {"teacher", "student", "steps"}
         logged = metrics(run)
         assert {"train/labels", "train/logits", "val/agreement", "val/teacher_accuracy"} <= set(
             logged
@@ -306,6 +335,9 @@ def test_wandb_offline_stays_inside_the_run(
     for run, name in zip(runs, ids, strict=True):
         assert list((run / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
         assert (run / "metrics.csv").is_file()
+        pictures = {path.name.split("_")[0] for path in (run / "wandb").rglob("report/*.png")}
+        assert pictures == {"losses", "validation", "confusion", "reliability"}
+        assert verify(run) == [], "nothing was written after the checksums"
     assert not (root.parent / "wandb").exists()
 
 
