@@ -5,10 +5,11 @@ Only the command that runs is imported, so that help and version answer at once.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,29 @@ COMMANDS = {
     "predict": "write a run's predictions for a split to parquet and csv",
     "annotate": "let an LLM explain the label of every training text; resumable",
     "cache": "let a recipe's teacher answer ahead of training; cache list and cache prune",
-    "export": "write a run's student as a folder that transformers.pipeline loads",
+    "doctor": "examine a recipe before training: what is wrong, what it will take",
+    "compare": "train with and without the teacher, or any variants: does it help?",
+    "report": "write a page about a run: results, curves, errors, calibration",
+    "export": "write a run's student as a folder that ships: ONNX, 8 bits, card, checksums",
+    "bench": "measure teacher, student, ONNX and 8 bits: size, latency, memory, throughput",
     "classify": "classify texts, a file or standard input with an exported student",
+    "serve": "answer texts over HTTP, with limits",
+    "demo": "a web page with teacher and student side by side",
 }
 _RECIPE_COMMANDS = ("fit", "validate", "test", "predict")
+_FUNCTIONS = {  # commands that are functions of the same name: signature and docstring say all
+    "bench": "kd.bench",
+    "classify": "kd.inference",
+    "compare": "kd.compare",
+    "demo": "kd.demo",
+    "export": "kd.export",
+    "report": "kd.report",
+    "serve": "kd.serve",
+}
+_WORDS = {  # the parameter that takes all words which belong to no option
+    "classify": ("texts", "The texts to classify."),
+    "compare": ("options", "Of kd fit, after --, for all fits."),
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -73,14 +93,13 @@ def _run(command: str, arguments: Sequence[str]) -> None:
         _annotate(arguments[1:])
     elif command == "cache":
         _cache(arguments[1:])
-    elif command == "export":
-        from kd.export import export
+    elif command == "doctor":
+        from kd.doctor import doctor
 
-        _call("export", export, arguments[1:])
+        doctor(arguments[1:])
     else:
-        from kd.inference import classify
-
-        _call("classify", classify, arguments[1:], many="texts")
+        function = getattr(import_module(_FUNCTIONS[command]), command)
+        _call(command, function, arguments[1:], _WORDS.get(command))
 
 
 def _annotate(arguments: Sequence[str]) -> None:
@@ -99,9 +118,7 @@ def _annotate(arguments: Sequence[str]) -> None:
     parser.add_class_arguments(TextDataModule, "data")
     built_apart: set[str | int] = {"annotator", "data", "recipe"}
     parser.add_function_arguments(annotate, skip=built_apart, as_group=False)
-    for flag in ("--dry_run", "--retry_refused"):  # need no value
-        action = parser._option_string_actions[flag]
-        action.nargs, action.const = "?", "true"
+    _let_flags_stand_alone(parser, annotate)
     try:
         parsed = parser.parse_args(list(arguments))
         files = parsed.pop("config") or []
@@ -135,7 +152,10 @@ def _cache(arguments: Sequence[str]) -> None:
 
 
 def _call(
-    name: str, function: Callable[..., None], arguments: Sequence[str], many: str | None = None
+    name: str,
+    function: Callable[..., None],
+    arguments: Sequence[str],
+    words: tuple[str, str] | None = None,
 ) -> None:
     """Call a function with arguments parsed by its signature, its docstring being the help.
 
@@ -143,14 +163,16 @@ def _call(
         name: Words of the command.
         function: What it does.
         arguments: What follows the command's name.
-        many: Parameter that takes all words which belong to no option.
+        words: Parameter that takes all words which belong to no option, and its help.
     """
     from kd.parsing import explain
 
     parser = _parser(name, function)
-    parser.add_function_arguments(function, skip={many} if many else None, as_group=False)
-    if many:
-        parser.add_argument(many, nargs="*", type=str, help="The texts to classify.")
+    skipped: set[str | int] | None = {words[0]} if words else None
+    parser.add_function_arguments(function, skip=skipped, as_group=False)
+    _let_flags_stand_alone(parser, function)
+    if words:
+        parser.add_argument(words[0], nargs="*", type=str, default=[], help=words[1])
     try:
         parsed = parser.parse_args(list(arguments))
     except Exception as error:  # jsonargparse raises several kinds
@@ -168,6 +190,14 @@ def _parser(name: str, function: Callable[..., None]) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
+
+
+def _let_flags_stand_alone(parser: ArgumentParser, function: Callable[..., None]) -> None:
+    """Let an option that is false unless given need no value: ``--public`` is ``--public=true``."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is False:
+            action = parser._option_string_actions[f"--{name}"]
+            action.nargs, action.const = "?", "true"
 
 
 def _help() -> str:

@@ -302,10 +302,11 @@ class RecipeCLI(LightningCLI):
     def _deliver(self, run: Run, model: DistillationModule, data: TextDataModule) -> None:
         """Export the best student, measure it beside its teacher, and close the run."""
         started, folder = time.perf_counter(), run.path / "student"
-        is_validated = (run.path / "checkpoints" / "best.ckpt").is_file()
-        if not is_validated:
-            print_line("note: no validation took place, so the newest checkpoint is exported")
-        export_checkpoint(run.path, "best" if is_validated else "resume", folder)
+        if (run.path / "checkpoints" / "best.ckpt").is_file():
+            export_checkpoint(run.path, "best", folder)
+        else:
+            print_line("note: it was never validated in training, so the newest state is exported")
+            model.student.save(folder)
         rows = data.encoded("validation")
         found, scores = summary.measure(folder, rows, data.labels, model.measured_teacher)
         write_predictions(run.path / VALIDATION, found)
@@ -364,6 +365,7 @@ def quieten() -> None:
         ".*LeafSpec.*is deprecated.*",  # lightning 2.6 on torch 2.13
         ".*does not have many workers.*",  # rows are in memory
         ".*smaller than the logging interval.*",  # it is a short epoch, not a fault
+        ".*could not find the monitored key.*",  # where an epoch had no validation
         ".*your dataloader is not resumable.*",  # the data module keeps the position
     ):
         warnings.filterwarnings("ignore", message)

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from kd.checkpoints import SafeCheckpointIO
 from kd.cli import main
 from kd.inference import Classifier
 from kd.predictions import VALIDATION, read_predictions
@@ -130,6 +132,30 @@ def test_a_run_keeps_what_teacher_and_student_said_of_its_validation_rows(
         assert results[role]["accuracy"] == kept.accuracy(logits)
         logged = metrics(run)["val/accuracy" if role == "student" else "val/teacher_accuracy"]
         assert any(value == pytest.approx(kept.accuracy(logits)) for value in logged)
+
+
+def test_a_run_that_is_never_validated_delivers_its_newest_state(
+    root: Path, csv_file: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_model()
+    words = ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=100"]
+    run = fit(root, csv_file, base, *words, "--trainer.max_steps=3")
+    assert "the newest state is exported" in capsys.readouterr().out
+    last = fit(root, csv_file, base, "--trainer.max_steps=3", "--run.save_every=3")
+    saved = SafeCheckpointIO().load_checkpoint(last / "checkpoints" / "resume.ckpt")["state_dict"]
+    student = load_file(run / "student" / "model.safetensors")
+    assert all(torch.equal(value, saved[f"student.network.{n}"]) for n, value in student.items())
+    assert read_manifest(run)["results"]["steps"] == 3
+    assert verify(run) == []
+
+
+def test_fit_warns_of_what_doctor_would_find(
+    root: Path, csv_file: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(root, csv_file, make_model(), f"--data.source.validation={csv_file}")
+    told = capsys.readouterr().out
+    assert "error: 40 of 40 validation texts are trained on too" in told
+    assert "is no key" not in told
 
 
 def test_saved_config_is_the_recipe(root: Path, csv_file: Path, make_model: MakeModel) -> None:
