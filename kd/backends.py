@@ -178,7 +178,7 @@ class ONNXModel:
             encodings = self._encode(self._cut(texts[chunk], pairs and pairs[chunk]))
             for places in _batches([len(one) for one in encodings], batch_size):
                 batch = [encodings[place] for place in places]
-                found[[first + place for place in places]] = self._run(self._pad(batch))
+                found[first + places] = self._run(self._pad(batch))
         return found
 
     def _cut(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:
@@ -226,6 +226,8 @@ def _session(
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # threads that wait without sleeping halve the speed where other work wants the cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -236,6 +238,9 @@ def _session(
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64]]:
     """Yield the places of texts of like length."""
+    if len(lengths) <= size:  # one batch, in any order
+        yield np.arange(len(lengths))
+        return
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]

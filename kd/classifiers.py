@@ -235,6 +235,8 @@ class TextClassifier(nn.Module):
         assert self.tokenizer is not None
         with quiet():
             self.loaded.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):  # written for the owner's eyes alone
+            weights.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
 
     @property

@@ -166,6 +166,7 @@ def test_without_its_teacher_a_recipe_keeps_what_needs_none(tmp_path: Path, csv_
     assert less(drops)[-1] == "--data.augment.labels=keep"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_with_a_teacher_has_a_control(path: Path) -> None:
     written = yaml.safe_load(path.read_text())

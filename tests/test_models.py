@@ -805,3 +805,9 @@ def test_new_model_whose_embedding_is_too_small_is_refused():
     model = EncoderClassifier(config={**TINY, "vocab_size": 10})
     with pytest.raises(ModelError, match=r"The tokenizer of the new bert model has .* has 10"):
         model.load(LABELS, TEXTS)
+
+
+def test_weights_are_as_legible_as_the_configuration(make_model, tmp_path):
+    load(make_model()).save(tmp_path / "saved")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

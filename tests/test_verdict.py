@@ -28,7 +28,15 @@ def accuracy(skill: float, luck: float) -> float:
 
 @pytest.mark.parametrize(
     ("seeds", "luck", "effect"),
-    [(2, 0.1, 0.0), (3, 0.0, 0.0), (3, 0.1, 0.0), (3, 0.1, 0.4), (8, 0.1, 0.0), (8, 0.0, 0.4)],
+    [
+        (2, 0.1, 0.0),
+        (3, 0.0, 0.0),
+        (8, 0.1, 0.0),
+        *(
+            pytest.param(*world, marks=pytest.mark.slow)
+            for world in [(3, 0.1, 0.0), (3, 0.1, 0.4), (8, 0.0, 0.4)]
+        ),
+    ],
 )
 def test_interval_holds_the_true_difference_95_times_in_100(
     seeds: int, luck: float, effect: float
