@@ -169,7 +169,7 @@ def _call(
 
     parser = _parser(name, function)
     skipped: set[str | int] | None = {words[0]} if words else None
-    parser.add_function_arguments(function, skip=skipped, as_group=False)
+    parser.add_function_arguments(function, skip=skipped, as_group=False, sub_configs=True)
     _let_flags_stand_alone(parser, function)
     if words:
         parser.add_argument(words[0], nargs="*", type=str, default=[], help=words[1])
