@@ -74,12 +74,20 @@ class TorchModel:
         self._view = view_of(classifier, self.max_length)
 
     @classmethod
-    def load(cls, path: str, threads: int | None = None) -> TorchModel:
+    def load(
+        cls,
+        path: str,
+        threads: int | None = None,
+        revision: str | None = None,
+        model_type: str | None = None,
+    ) -> TorchModel:
         """Load a model folder or a classifier of the hub.
 
         Args:
             path: Folder or hub id.
             threads: Of the processor.
+            revision: Branch, tag or commit on the hub.
+            model_type: Family of a model whose ``config.json`` does not say it.
 
         Returns:
             The model.
@@ -89,7 +97,8 @@ class TorchModel:
         """
         from kd.models import choose_classifier
 
-        classifier = choose_classifier(path)(path=path)
+        kind = choose_classifier(path, model_type, revision)
+        classifier = kind(path=path, model_type=model_type, revision=revision)
         classifier.load(fresh_head=False)
         return cls(classifier, threads)
 

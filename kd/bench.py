@@ -150,7 +150,7 @@ def _contenders(
     if teacher is not None:
         path = str(resolve(teacher).student) if is_reference(teacher) else teacher
         yield Contender("teacher", "torch", [path])
-    elif paths := teachers_of(version) if version else []:
+    elif paths := [one.path for one in teachers_of(version)] if version else []:
         yield Contender("teacher", "torch", paths, True, known.get("teacher"))
     else:
         print_line("note: no teacher is known, --teacher names one")

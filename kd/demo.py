@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kd.console import print_line
 from kd.errors import ConfigError, KDError, RunError
 from kd.inference import Classifier, Prediction
-from kd.origins import run_of, teachers_of
+from kd.origins import Taught, run_of, teachers_of
 from kd.predictions import VALIDATION, read_predictions
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def demo(
         teachers = teachers_of(run) if run else []
         models = {"Student": Classifier.from_pretrained(model, backend, threads)}
         told = "alone: give --teacher to see both"
-        if path := teacher or (teachers[0] if len(teachers) == 1 else None):
+        if taught := Taught(teacher) if teacher else teachers[0] if len(teachers) == 1 else None:
             try:
-                models["Teacher"] = Classifier.from_pretrained(path, threads=threads)
-                told = f"beside its teacher {path}"
+                models["Teacher"] = Classifier.from_pretrained(threads=threads, **vars(taught))
+                told = f"beside its teacher {taught.path}"
             except KDError:
                 if teacher:
                     raise
@@ -101,9 +101,10 @@ def _page(models: Mapping[str, Classifier], examples: Sequence[str]) -> Blocks:
         model.predict(["the first text takes longer than the rest"])
 
     def answer(text: str) -> list[Any]:
-        if not text.strip():
+        text = text.strip()[:_MOST_CHARACTERS]
+        if not text:
             return [None, ""] * len(models) + ["Type a text first."]
-        timed = [_timed(model, text[:_MOST_CHARACTERS]) for model in models.values()]
+        timed = [_timed(model, text) for model in models.values()]
         shown = []
         for model, (prediction, milliseconds) in zip(models.values(), timed, strict=True):
             shown += [prediction.probabilities, f"{milliseconds:.2f} ms with {model.backend}"]

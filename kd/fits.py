@@ -11,18 +11,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd.console import in_words, print_line
 from kd.errors import RunError
+from kd.origins import essence, recipe_of
 from kd.predictions import VALIDATION
 from kd.runs import process_identity, read_manifest, resolve, versions
 
@@ -133,8 +131,8 @@ class Training:
         """Return the runs of a recipe and seed, newest first; the variant's name may be another."""
         folders = self.root.glob(f"{self.name}*")
         there = [version for folder in folders for version in reversed(versions(folder))]
-        wanted = _essence(fit.recipe)
-        return [one for one in there if _recipe(one) == wanted and _is_current(one)]
+        wanted = essence(fit.recipe)
+        return [one for one in there if recipe_of(one) == wanted and _is_current(one)]
 
     def _find(self, fit: Fit) -> Path | None:
         """Return the finished run of a fit, if there is one."""
@@ -173,7 +171,7 @@ def _equalise(fit: Fit, first: Fit) -> None:
     trainer = fit.recipe["trainer"]
     epochs, every = trainer["max_epochs"], trainer["val_check_interval"] or 1.0
     is_counted = trainer["max_steps"] != -1 or epochs == -1
-    is_same = _essence({**fit.recipe, "seed_everything": first.seed}) == _essence(first.recipe)
+    is_same = essence({**fit.recipe, "seed_everything": first.seed}) == essence(first.recipe)
     if is_same or is_counted or trainer["accumulate_grad_batches"] != 1:
         return
     if isinstance(every, float):  # a share of an epoch
@@ -183,22 +181,6 @@ def _equalise(fit: Fit, first: Fit) -> None:
     changes |= {"val_check_interval": every, "check_val_every_n_epoch": None}
     fit.recipe = {**fit.recipe, "trainer": {**trainer, **changes}}
     fit.arguments += [f"--trainer.{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
-def _essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without where its run lies and what it goes on from."""
-    return {**recipe, "config": None, "run": recipe["run"]["monitor"]}
-
-
-@cache
-def _recipe(version: Path) -> dict[str, Any] | None:
-    """Return what a version was trained by; null where it is no fit."""
-    try:
-        if read_manifest(version)["command"] != "fit":
-            return None
-        return _essence(yaml.safe_load((version / "config.yaml").read_bytes()))
-    except (OSError, yaml.YAMLError, RunError, KeyError, TypeError):
-        return None
 
 
 def _is_written(version: Path) -> bool:

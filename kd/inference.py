@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Literal
 
@@ -69,6 +70,9 @@ class Classifier:
         path: str | Path,
         backend: Literal["auto", "torch", "onnx", "int8"] = "auto",
         threads: int | None = None,
+        label_names: Sequence[str] | None = None,
+        revision: str | None = None,
+        model_type: str | None = None,
     ) -> Classifier:
         """Load an exported folder, a run reference or a classifier of the hub.
 
@@ -77,21 +81,36 @@ class Classifier:
                 ``user/name``.
             backend: What computes; ``auto`` is ONNX where the folder has it, else PyTorch.
             threads: Of the processor; null leaves it to the backend.
+            label_names: Class names in the order of the logits, for a model that only says LABEL_0,
+                LABEL_1.
+            revision: Branch, tag or commit on the hub.
+            model_type: Family of a model whose ``config.json`` does not say it.
 
         Returns:
-            The classifier; a `ModelError` says that there is none, or that its head is untrained.
+            The classifier.
+
+        Raises:
+            ModelError: If there is none, its head is untrained, or it has other classes.
         """
-        folder = resolve(path).student if is_reference(path) else Path(path)
-        if not folder.is_dir() and backend != "torch":
-            folder = _download(str(path), backend) or folder
+        source = str(resolve(path).student if is_reference(path) else path)
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _from_hub(source, backend, revision)
         if backend == "auto":
             has_onnx = (folder / ONNX).is_file() and find_spec("onnxruntime") is not None
             backend = "onnx" if has_onnx else "torch"
         model: Model
         if backend == "torch":
-            model = TorchModel.load(str(folder) if folder.is_dir() else str(path), threads)
+            model = TorchModel.load(source, threads, revision, model_type)
         else:
             model = ONNXModel(folder, backend, threads)
+        if label_names is not None:
+            if len(label_names) != len(model.labels):
+                raise ModelError(
+                    f"{path} has {len(model.labels)} classes, but label_names gives "
+                    f"{len(label_names)}: name each."
+                )
+            model.labels = tuple(label_names)
         facts = read_facts(folder)
         return cls(model, facts.temperature if facts else 1.0)
 
@@ -121,9 +140,11 @@ class Classifier:
             One prediction per text.
 
         Raises:
-            DataError: If a text is no string or blank.
+            DataError: If a text is no string or blank, or there are more or fewer pairs.
         """
         read = _checked(texts)
+        if pairs is not None and len(pairs) != len(read):
+            raise DataError(f"There are {len(read)} texts and {len(pairs)} pairs: give as many.")
         logits = self.logits(read, None if pairs is None else _checked(pairs))
         found = probabilities(logits, self.multi_label, self.temperature)
         return self._predictions(read, found)
@@ -218,6 +239,7 @@ def classify(
     backend: Literal["auto", "torch", "onnx", "int8"] = "auto",
     cascade: str | None = None,
     threshold: float = 0.9,
+    cascade_label_names: list[str] | None = None,
 ) -> None:
     """Classify texts with an exported model: arguments, the lines of a file, or standard input.
 
@@ -230,6 +252,8 @@ def classify(
         backend: What computes; auto is ONNX where the folder has it, else PyTorch.
         cascade: Folder, run or hub id of a teacher that is asked where the student is not sure.
         threshold: Probability of its choice below which the student is not sure.
+        cascade_label_names: Class names in the order of the teacher's logits, where it only says
+            LABEL_0, LABEL_1.
 
     Raises:
         ConfigError: If texts and a file are given, or there is nothing to read.
@@ -241,7 +265,8 @@ def classify(
     student = Classifier.from_pretrained(model, backend)
     answering: Classifier | Cascade = student
     if cascade is not None:
-        answering = Cascade(student, Classifier.from_pretrained(cascade), threshold)
+        teacher = Classifier.from_pretrained(cascade, label_names=cascade_label_names)
+        answering = Cascade(student, teacher, threshold)
     read = asked = 0
     for chunk in _chunks(texts, file):
         for prediction in answering.predict(chunk):
@@ -254,25 +279,33 @@ def classify(
 
 def _checked(texts: Sequence[str]) -> list[str]:
     """Return texts as they were in training."""
+    if isinstance(texts, str):
+        raise DataError("A single text is no list of texts: put it in brackets.")
     for place, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"Text {place + 1} of {len(texts)} is empty: give it words.")
     return [repaired(text) for text in texts]
 
 
-def _download(path: str, backend: str) -> Path | None:
-    """Return a folder with what ONNX Runtime reads of a model of the hub, null if it has none."""
+def _from_hub(name: str, backend: str, revision: str | None) -> Path:
+    """Return a folder with what a model of the hub says of itself, and its ONNX if that may do.
+
+    A model that no `export` wrote says nothing: then a path where nothing is.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        hf_hub_download(path, FACTS)
-        return Path(snapshot_download(path, allow_patterns=["*.json", "onnx/*"]))
+        facts = hf_hub_download(name, FACTS, revision=revision)
+        if backend == "torch":
+            return Path(facts).parent
+        wanted = ["*.json", "onnx/*"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        if backend == "auto":
-            return None  # transformers knows more kinds of folders, and says what is wrong
+        if backend in ("auto", "torch"):
+            return Path(name)  # transformers knows more kinds of folders, and says what is wrong
         raise ModelError(
-            f"{path} is neither a folder nor a model of the hub with {FACTS}: give what `kd "
+            f"{name} is neither a folder nor a model of the hub with {FACTS}: give what `kd "
             "export` wrote, or take the backend torch."
         ) from error
 
@@ -289,6 +322,8 @@ def _chunks(texts: list[str] | None, file: Path | None) -> Iterator[list[str]]:
     if texts:
         yield texts
     elif file is None or str(file) == "-":
+        if isinstance(sys.stdin, TextIOWrapper):  # some locales let any byte pass
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
         yield from _read_lines(sys.stdin, "standard input")
     else:
         try:

@@ -1,21 +1,44 @@
-"""Where a model came from: the run that made it, and the models that taught it there.
+"""Where a model came from: its run, its recipe, the models that taught it, what it was compared to.
 
 Read from what runs and exports say of themselves; no model is loaded.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from kd.errors import RunError
 from kd.layout import read_facts
-from kd.runs import is_reference, read_manifest, resolve
+from kd.runs import is_reference, read_manifest, resolve, versions
 
-__all__ = ["run_of", "teachers_of"]
+__all__ = ["Taught", "comparison_of", "essence", "recipe_of", "run_of", "teachers_of"]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A model that a run was taught by.
+
+    Args:
+        path: Its folder or hub id.
+        label_names: Class names in the order of its logits, where it does not say them itself.
+        revision: Branch, tag or commit on the hub.
+        model_type: Its family, where its configuration does not say it.
+    """
+
+    path: str
+    label_names: tuple[str, ...] | None = None
+    revision: str | None = None
+    model_type: str | None = None
 
 
 def run_of(model: str | Path) -> Path | None:
     """Return the version folder of the run that made a model; null where that is not here.
+
+    A run that has the place of another, with other data, is not the one.
 
     Args:
         model: An exported folder, a run, or a hub id.
@@ -29,38 +52,102 @@ def run_of(model: str | Path) -> Path | None:
     if is_reference(model):
         return resolve(model).version
     facts = read_facts(Path(model))
-    made_by = (facts.measured or {}).get("run") if facts else None
-    return resolve(made_by).version if made_by and is_reference(made_by) else None
+    measured = (facts.measured if facts else None) or {}
+    made_by = measured.get("run")
+    if not made_by or not is_reference(made_by):
+        return None
+    version = resolve(made_by).version
+    manifest = read_manifest(version)
+    same = all(measured.get(fact) == manifest.get(fact) for fact in ("seed", "data"))
+    return version if same else None
 
 
-def teachers_of(version: Path) -> list[str]:
+def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without where its run lies and what that went on from."""
+    return {**recipe, "config": None, "run": recipe["run"]["monitor"]}
+
+
+def recipe_of(version: Path) -> dict[str, Any] | None:
+    """Return the :func:`essence` of what a fit was trained by.
+
+    Args:
+        version: A version folder.
+
+    Returns:
+        Its config.yaml; null where it is no fit, or cannot be read.
+    """
+    import yaml
+
+    try:
+        if read_manifest(version)["command"] != "fit":
+            return None
+        return essence(yaml.safe_load((version / "config.yaml").read_bytes()))
+    except (OSError, yaml.YAMLError, RunError, KeyError, TypeError):
+        return None
+
+
+def comparison_of(version: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest finished ``compare`` beside a fit that trained the same recipe.
+
+    Args:
+        version: The fit.
+
+    Returns:
+        The run of ``compare`` and its compare.json; null where there is none.
+    """
+    own = recipe_of(version)
+    for other in reversed(versions(version.parent)):
+        try:
+            manifest = read_manifest(other)
+            if own is None or (manifest["command"], manifest["status"]) != ("compare", "finished"):
+                continue
+            facts = dict(json.loads((other / "compare.json").read_bytes()))
+            fits = [recipe_of(Path(run)) for one in facts["variants"] for run in one["runs"]]
+        except (OSError, ValueError, KeyError, TypeError, RunError):
+            continue
+        seed = {"seed_everything": own["seed_everything"]}
+        if own in [{**fit, **seed} for fit in fits if fit]:
+            return other, facts
+    return None
+
+
+def teachers_of(version: Path) -> list[Taught]:
     """Return the models that answer a text together where a run asks its teacher.
 
     Args:
         version: A version folder.
 
     Returns:
-        Folders and hub ids: none without a teacher, several of an ensemble; of folds, one.
+        None without a teacher, several of an ensemble; of folds, one.
     """
     import yaml
 
     try:
         recipe = yaml.safe_load((version / "config.yaml").read_bytes())
         references = read_manifest(version).get("references") or {}
-        named = list(_paths(recipe["model"]["teacher"]))
+        named = list(_models(recipe["model"]["teacher"]))
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return []
     found = []
-    for path in named:
+    for one in named:
+        path = one["path"]
         fold = next((name for name in references if name.startswith(f"{path}_fold")), path)
-        found.append(str(references.get(fold, path)))
+        names = one.get("label_names")
+        found.append(
+            Taught(
+                str(references.get(fold, path)),
+                tuple(names) if names else None,
+                one.get("revision"),
+                one.get("model_type"),
+            )
+        )
     return found
 
 
-def _paths(part: object) -> Iterator[str]:
-    """Yield the paths of models in a teacher's part of a recipe."""
+def _models(part: object) -> Iterator[Mapping[str, Any]]:
+    """Yield what says of a model where it is, in a teacher's part of a recipe."""
     if isinstance(part, Mapping):
         if isinstance(part.get("path"), str):
-            yield part["path"]
+            yield part
         for inner in part.values():
-            yield from _paths(inner)
+            yield from _models(inner)

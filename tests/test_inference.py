@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -8,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
+from kd.backends import TorchModel
+from kd.conversion import convert
 from kd.errors import ConfigError, DataError, ModelError
 from kd.inference import Cascade, Classifier, classify
+from kd.layout import ONNX, Facts, write_facts
 from tests.conftest import LABELS, TEXTS
 
 LONG = [*TEXTS, "no", "a", "great " * 40, "sad and rude", "w" * 300, "love, love, love"]
@@ -308,3 +313,77 @@ def test_classify_says_how_many_texts_the_teacher_was_asked_about(folder, teache
     printed = capsys.readouterr()
     assert all(json.loads(line)["from_teacher"] for line in printed.out.splitlines())
     assert printed.err == "the teacher was asked about 14 of 14 texts\n"
+
+
+def test_a_teacher_that_only_numbers_its_classes_is_told_their_names(make_model, folder, capsys):
+    numbered = make_model("numbered", labels=("LABEL_0", "LABEL_1"), initializer_range=0.5)
+    with pytest.raises(ModelError, match="take two models of one task"):
+        classify(str(folder), texts=["a"], cascade=str(numbered))
+    names = ["positive", "negative"]
+    classify(str(folder), texts=TEXTS, cascade=str(numbered), threshold=1.0,
+             cascade_label_names=names)  # fmt: skip
+    told = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    wanted = Classifier.from_pretrained(numbered).predict(TEXTS)
+    assert told == [names[int(answer.label[-1])] for answer in wanted]
+    with pytest.raises(ModelError, match="has 2 classes, but label_names gives 1"):
+        Classifier.from_pretrained(numbered, label_names=["one"])
+
+
+# --- What people do ------------------------------------------------------------------------------
+
+
+def test_a_single_text_is_no_list(model):
+    with pytest.raises(DataError, match="put it in brackets"):
+        model.predict("hello")
+
+
+@pytest.mark.parametrize("pairs", [["x"], ["x", "y", "z"]])
+def test_every_text_has_one_pair(model, pairs):
+    with pytest.raises(DataError, match="There are 2 texts"):
+        model.predict(["a b", "c d"], pairs)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_binary_junk_on_standard_input_is_no_text(folder, locale):
+    code = f"from kd.cli import main; main(['classify', '--model', {str(folder)!r}])"
+    environment = {**os.environ, "LC_ALL": locale}
+    done = subprocess.run([sys.executable, "-c", code], input=b"\xff\xfe\x80 abc\n",
+                          capture_output=True, env=environment)  # fmt: skip
+    assert done.returncode == 2
+    assert b"standard input is not UTF-8: convert it first." in done.stderr
+    assert done.stdout == b""
+
+
+# --- The hub -------------------------------------------------------------------------------------
+
+
+def test_a_model_of_the_hub_is_the_same_by_every_backend(make_model, tmp_path):
+    """A cache of the hub as a download leaves it, with and without ONNX; no network."""
+    made = make_model(initializer_range=0.5)
+    exported = TorchModel.load(str(made))
+    snapshots = {}
+    for name in ("whole", "plain"):
+        repository = tmp_path / "hub" / f"models--user--{name}"
+        snapshots[name] = repository / "snapshots" / ("a" * 40)
+        shutil.copytree(made, snapshots[name])
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("a" * 40)
+        write_facts(snapshots[name], Facts(LABELS, False, 64, temperature=2.5))
+    (snapshots["whole"] / "onnx").mkdir()
+    inputs = convert(exported.classifier, snapshots["whole"] / ONNX)
+    write_facts(snapshots["whole"], Facts(LABELS, False, 64, inputs, temperature=2.5))
+    code = f"""
+import json
+from kd import Classifier
+for name, backend in [("whole", "auto"), ("whole", "torch"), ("plain", "auto"), ("plain", "torch")]:
+    model = Classifier.from_pretrained("user/" + name, backend)
+    answer = model.predict([{TEXTS[0]!r}])[0].probabilities
+    print(json.dumps([model.backend, model.temperature, answer]))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one[:2] for one in found] == [["onnx", 2.5], *[["torch", 2.5]] * 3]
+    for *_, answer in found:
+        assert answer == pytest.approx(found[0][2], abs=1e-5)
