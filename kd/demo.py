@@ -58,7 +58,7 @@ def demo(
     try:
         import gradio
     except ImportError as error:
-        raise ConfigError('kd demo needs gradio: pip install "kd[demo]".') from error
+        raise ConfigError("kd demo needs gradio: pip install gradio.") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with suppress(KeyboardInterrupt):
         run = run_of(model)

@@ -33,7 +33,7 @@ try:
     from starlette.exceptions import HTTPException as AnyHTTPException
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
-    raise ConfigError('kd serve needs fastapi and uvicorn: pip install "kd[demo]".') from error
+    raise ConfigError("kd serve needs fastapi and uvicorn: pip install fastapi uvicorn.") from error
 
 __all__ = ["Answer", "Answers", "Limits", "Refusal", "Texts", "create_app", "serve"]
 

@@ -445,7 +445,10 @@ def test_a_port_in_use_is_refused(monkeypatch):
 def test_a_missing_extra_is_named():
     script = "import sys; sys.modules['fastapi'] = None; import kd.serve"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert 'ConfigError: kd serve needs fastapi and uvicorn: pip install "kd[demo]"' in done.stderr
+    assert (
+        "ConfigError: kd serve needs fastapi and uvicorn: pip install fastapi uvicorn"
+        in done.stderr
+    )
 
 
 def test_importing_it_imports_no_torch():
