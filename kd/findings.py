@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from kd import pictures
 from kd.calibration import calibration_error, choices, cross_fitted, probabilities, reliability
 from kd.errors import RunError
+from kd.origins import comparison_of
 from kd.pictures import Picture
 from kd.predictions import VALIDATION, Predictions, read_predictions
 from kd.runs import read_manifest, versions
@@ -62,14 +64,20 @@ class Findings:
 
     @cached_property
     def bench(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest `bench` of this version, and what it measured."""
-        runs = self._beside("bench")
-        return next((b for b in runs if Path(str(b[1]["run"])).name == self.version.name), None)
+        """The newest finished `bench` of this version that can be read, and what it measured."""
+        for other in reversed(versions(self.version.parent)):
+            with suppress(OSError, ValueError, RunError):
+                manifest = read_manifest(other)
+                run = (manifest.get("references") or {}).get("run")
+                known = (manifest.get("command"), manifest.get("status")) == ("bench", "finished")
+                if known and run and Path(run).resolve() == self.version.resolve():
+                    return other, dict(json.loads((other / "bench.json").read_bytes()))
+        return None
 
     @cached_property
     def compare(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest `compare` of this recipe, and what it found."""
-        return next(iter(self._beside("compare")), None)
+        return comparison_of(self.version)
 
     @cached_property
     def logits(self) -> dict[str, NDArray[np.float32]]:
@@ -191,17 +199,4 @@ class Findings:
             found.append(pictures.curves("losses", losses, "loss"))
         if shares := lines(measured):
             found.append(pictures.curves("validation", shares, "share of rows", level, True))
-        return found
-
-    def _beside(self, command: str) -> list[tuple[Path, dict[str, Any]]]:
-        """Return what finished runs of a command beside this one have found, the newest first."""
-        found = []
-        for version in reversed(versions(self.version.parent)):
-            manifest = read_manifest(version)
-            if (manifest.get("command"), manifest.get("status")) == (command, "finished"):
-                file = version / f"{command}.json"
-                try:
-                    found.append((version, dict(json.loads(file.read_bytes()))))
-                except (OSError, ValueError) as error:
-                    raise RunError(f"{file} cannot be read: give kd {command} again.") from error
         return found

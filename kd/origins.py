@@ -105,7 +105,7 @@ def comparison_of(version: Path) -> tuple[Path, dict[str, Any]] | None:
             fits = [recipe_of(Path(run)) for one in facts["variants"] for run in one["runs"]]
         except (OSError, ValueError, KeyError, TypeError, RunError):
             continue
-        seed = {"seed_everything": own["seed_everything"]}
+        seed = {"seed_everything": own.get("seed_everything")}
         if own in [{**fit, **seed} for fit in fits if fit]:
             return other, facts
     return None

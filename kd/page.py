@@ -16,7 +16,7 @@ from string import Template
 
 from kd.pictures import Picture
 
-__all__ = ["Block", "Code", "Page", "Section", "Table", "as_html", "as_markdown"]
+__all__ = ["Block", "Code", "Page", "Section", "Table", "as_html", "as_markdown", "as_plain"]
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$])")  # what Markdown does not read as itself
@@ -112,10 +112,10 @@ def as_html(page: Page) -> str:
 
 def as_markdown(page: Page) -> str:
     """Return a page as Markdown; its pictures are the files ``<name>.png`` beside it."""
-    parts = [f"# {_plain(page.title)}", f"**{_plain(page.lead)}**"]
+    parts = [f"# {as_plain(page.title)}", f"**{as_plain(page.lead)}**"]
     for section in page.sections:
-        parts += [f"## {_plain(section.title)}", *map(_block_as_markdown, section.blocks)]
-    return "\n\n".join([*parts, _plain(page.foot)]) + "\n"
+        parts += [f"## {as_plain(section.title)}", *map(_block_as_markdown, section.blocks)]
+    return "\n\n".join([*parts, as_plain(page.foot)]) + "\n"
 
 
 def _block_as_html(block: Block) -> str:
@@ -158,18 +158,18 @@ def _table_as_html(table: Table) -> str:
 
 def _block_as_markdown(block: Block) -> str:
     if isinstance(block, str):
-        return _plain(block)
+        return as_plain(block)
     if isinstance(block, Picture):
-        return f"![{_plain(block.alt)}]({block.name}.png)"
+        return f"![{as_plain(block.alt)}]({block.name}.png)"
     if isinstance(block, Code):
         text = "\n".join(f"    {line}" for line in block.text.splitlines())  # no fence to break
-        return text if block.title is None else f"{_plain(block.title)}:\n\n{text}"
+        return text if block.title is None else f"{as_plain(block.title)}:\n\n{text}"
     rule = [":--" if place < block.words else "--:" for place in range(len(block.heading))]
     rows = [block.heading, rule, *block.rows]
-    lines = [f"| {' | '.join(row if row is rule else map(_plain, row))} |" for row in rows]
-    return f"{_plain(block.caption)}:\n\n" + "\n".join(lines)
+    lines = [f"| {' | '.join(row if row is rule else map(as_plain, row))} |" for row in rows]
+    return f"{as_plain(block.caption)}:\n\n" + "\n".join(lines)
 
 
-def _plain(text: str) -> str:
+def as_plain(text: str) -> str:
     """Return a text on one line, that Markdown reads as itself."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")

@@ -13,14 +13,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from kd.calibration import fit_temperature
 from kd.console import in_words
 from kd.findings import Findings
+from kd.origins import Taught, teachers_of
 from kd.page import Block, Code, Page, Section, Table
 from kd.pictures import Point, intervals, pareto
-from kd.slices import FEW_ROWS, Share, flips, slices
+from kd.slices import FEW_ROWS, Share, flips, share_of, slices
 
 __all__ = ["ROLES", "THRESHOLDS", "page_of"]
 
@@ -30,6 +32,7 @@ ROLES = ("teacher", "student")
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Of the cascade, in its table."""
 
+_LUCK = "one seed, so the luck of training is not in it"
 _MOST_FLIPS = 15
 _NO_TEACHER = "This run had no teacher to set beside its student."
 _ALONE = "Trained without a teacher: there is no distillation to judge."
@@ -76,9 +79,10 @@ def _verdicts(found: Findings) -> Iterator[str]:
         names = (one["variant"], one["against"])
         subject = "Distillation" if names == _WITH_AND_WITHOUT else "{}, beside {},".format(*names)
         difference, low, high = _points(one)
+        luck = "" if one.get("knows_training", True) else f"; {_LUCK}"
         yield (
             f"{subject} {_VERBS[one['verdict']]}: {difference:+.1f} points of accuracy (95% "
-            f"interval {low:+.1f} to {high:+.1f})."
+            f"interval {low:+.1f} to {high:+.1f}{luck})."
         )
 
 
@@ -86,17 +90,13 @@ def _results(found: Findings) -> Iterator[Block]:
     rows_read = len(found.predictions)
     heading = ["model", "accuracy (95%)", "macro-F1", "agreement", "calibration error"]
     heading += ["parameters", "MB", "rows/s" if found.bench is None else "ms, p50"]
-    rows = []
-    for role in ROLES:
-        if one := found.scores.get(role):
-            row = [role, _share(one["accuracy"]), f"{one['f1']:.1%}"]
-            row += [_percent(one.get("agreement")), f"{one['calibration_error']:.1%}"]
-            rows.append([*row, *_cost(found, role, one)])
+    rows = [row for role in ROLES if role in found.scores for row in _scored(found, role)]
     for one in found.compare[1]["variants"] if found.compare else ():
         seeds = [100 * accuracy for accuracy in one["accuracy"]]
         told = f"{one['mean']:.1%} ({min(seeds):.1f} to {max(seeds):.1f})"
-        name = f"{one['name']}, mean of {len(seeds)} seeds"
-        rows.append([name, told, "", "", "", *_cost(found, "", one)])
+        name = f"{one['name']}, " + (f"mean of {len(seeds)} seeds" if seeds[1:] else "one seed")
+        speed = one["rows_per_second"] if found.bench is None else None
+        rows.append([name, told, "", "", "", *_cost(one, speed)])
     caption = f"On {rows_read:,} validation rows; in brackets the interval of 95%"
     yield Table(caption + (", or the range of the seeds" if found.compare else ""), heading, rows)
     yield (
@@ -107,15 +107,28 @@ def _results(found: Findings) -> Iterator[Block]:
     if found.bench is None:
         yield "Rows per second were taken in passing, at the end of the training."
     else:
-        yield "The milliseconds are those of one text at a time, in the fastest form of each."
+        yield "Each line of kd bench has its own accuracy, size and time: of one text at a time."
 
 
-def _cost(found: Findings, role: str, one: Mapping[str, Any]) -> list[str]:
+def _scored(found: Findings, role: str) -> Iterator[list[str]]:
+    """Yield the rows of a role: each form that `bench` measured, or else what the fit told."""
+    score = found.scores[role]
+    told = [f"{score['f1']:.1%}", _percent(score.get("agreement"))]
+    told.append(f"{score['calibration_error']:.1%}")
+    lines = [m for m in _measured(found.bench[1]) if m["role"] == role] if found.bench else []
+    for one in lines:
+        rows, accuracy = found.bench[1]["rows"] if found.bench else 0, one["accuracy"]
+        share = _share(share_of(np.full(rows, accuracy))) if rows and accuracy is not None else ""
+        # the predictions of the fit are those of PyTorch
+        own = told if one["backend"] == "torch" else [""] * len(told)
+        yield [one["name"], share, *own, *_cost(one, one["latency_ms"]["p50"])]
+    if not lines:
+        speed = score.get("rows_per_second") if found.bench is None else None
+        yield [role, _share(score["accuracy"]), *told, *_cost(score, speed)]
+
+
+def _cost(one: Mapping[str, Any], speed: float | None) -> list[str]:
     """Return parameters, megabytes and how fast, as three cells."""
-    speed = one.get("rows_per_second")
-    if found.bench is not None:
-        of_role = [m for m in _measured(found.bench[1]) if m["role"] == role]
-        speed = min((m["latency_ms"]["p50"] for m in of_role), default=None)
     return [_number(one.get("parameters")), _number(one.get("megabytes")), _number(speed)]
 
 
@@ -267,19 +280,23 @@ def _cascade(found: Findings) -> Iterator[Block]:
         [[f"{t:g}", *(f"{share:.1%}" for share in curve.at(t))] for t in THRESHOLDS],
     )
     yield "By validation rows alone; the confidence is that after temperature, as exported by:"
-    taken = (found.manifest.get("references") or {}).items()
-    teacher = next((name for name, path in taken if Path(path).name == "student"), "TEACHER")
-    yield Code(
-        f"kd export --run {found.version} --output FOLDER\n"
-        f"kd classify --model FOLDER --cascade {teacher} --threshold 0.9"
-    )
+    commands = [["kd", "export", "--run", str(found.version), "--output", "FOLDER"]]
+    teachers = teachers_of(found.version)
+    if len(teachers) == 1 and teachers[0] == Taught(teachers[0].path):  # classify takes no more
+        asked = ["--cascade", teachers[0].path, "--threshold", "0.9"]
+        commands.append(["kd", "classify", "--model", "FOLDER", *asked])
+    yield Code("\n".join(map(shlex.join, commands)))
 
 
 def _data(found: Findings) -> Iterator[Block]:
-    recipe = yaml.safe_load(_text(found.version / "config.yaml") or "{}").get("data") or {}
-    source = recipe.get("source") or {}
-    shown = {key: source.get(key) for key in _SOURCE}
-    yield _facts("Where the rows come from", {**shown, "max_length": recipe.get("max_length")})
+    file = found.version / "config.yaml"
+    try:
+        recipe = yaml.safe_load(_text(file) or "{}").get("data") or {}
+        source = recipe.get("source") or {}
+        shown = {key: source.get(key) for key in _SOURCE}
+        yield _facts("Where the rows come from", {**shown, "max_length": recipe.get("max_length")})
+    except (yaml.YAMLError, AttributeError):
+        yield f"{file} is no recipe: where the rows come from is not known."
     for name, absent in (
         ("augmentation", "No variants of rows were made."),
         ("rationales", "No rationales were read."),
@@ -356,6 +373,6 @@ def _number(value: Any) -> str:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None

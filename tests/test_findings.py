@@ -10,6 +10,12 @@ from kd.predictions import VALIDATION, Predictions, write_predictions
 from kd.runs import claim
 
 LABELS = ("bad", "so-so", "good")
+RECIPE = """\
+seed_everything: {seed}
+run: {{root: runs, name: {name}, monitor: val/accuracy}}
+model: {{teacher: {{class_path: kd.ModelTeacher, init_args: {{path: runs/big}}}}}}
+data: {{source: {{path: sample, train: train}}, max_length: {length}}}
+"""
 SCRIPT = "<script>document.title = 'taken over'</script> so bad"
 METRICS = """\
 epoch,step,train/labels,train/logits,train/loss,val/accuracy,val/f1,val/agreement,val/teacher_accuracy
@@ -23,7 +29,7 @@ COMPARED = {
     "rows": 200,
     "variants": [
         {"name": name, "accuracy": [mean, mean + 0.02], "mean": mean + 0.01, "parameters": 1000,
-         "megabytes": 0.004, "rows_per_second": 5000.0, "seeds": [1, 2]}
+         "megabytes": 0.004, "rows_per_second": 5000.0, "seeds": [1, 2], "runs": []}
         for name, mean in (("distilled", 0.7), ("without", 0.6))
     ],
     "comparisons": [
@@ -36,18 +42,21 @@ COMPARED = {
 def measured(version):
     """Return what `bench` writes of a version: three models, by one thread and by two."""
 
-    def model(name, role, p50, threads):
+    def model(name, p50, accuracy, megabytes, threads):
         latency = {"p50": p50, "p95": 2 * p50, "p99": 3 * p50}
         rates = {str(size): size / p50 for size in (1, 8)}
-        facts = {"name": name, "role": role, "threads": threads, "accuracy": 0.8}
-        facts |= {"parameters": 1000, "megabytes": 0.5, "peak_megabytes": 90.0}
+        role, _, backend = name.partition(", ")
+        facts = {"name": name, "role": role, "backend": backend or "torch", "threads": threads}
+        facts |= {"accuracy": accuracy, "megabytes": megabytes}
+        facts |= {"parameters": 1000, "peak_megabytes": 90.0}
         return {**facts, "latency_ms": latency, "rows_per_second": rates}
 
-    kinds = (("teacher", 50.0), ("student, torch", 1.0), ("student, int8", 0.25))
+    kinds = [("teacher", 50.0, 0.9, 2.0), ("student, torch", 1.0, 0.81, 0.6)]
+    kinds += [("student, int8", 0.25, 0.8, 0.5)]
     models = [
-        model(name, name.split(",")[0], p50 / threads, threads)
+        model(name, p50 / threads, *facts, threads)
         for threads in (1, 2)
-        for name, p50 in kinds
+        for name, p50, *facts in kinds
     ]
     return {"run": str(version), "rows": 200, "models": models}
 
@@ -75,12 +84,12 @@ def of_several_classes():
     return replace(given, multi_label=True, truth=truth.astype(np.int64))
 
 
-def made_run(root, given=None, metrics=METRICS, name="tiny"):
+def made_run(root, given=None, metrics=METRICS, name="tiny", seed=7, length=48):
     """Write what a fit leaves behind, and return its version folder."""
     given = given or answers()
     run = claim(root, name, command="fit", argv=["kd", "fit", "--config", "configs/tiny.yaml"])
     run.write_text("student/config.json", "{}")
-    run.write_text("config.yaml", "data: {source: {path: sample, train: train}, max_length: 48}\n")
+    run.write_text("config.yaml", RECIPE.format(seed=seed, name=name, length=length))
     if metrics:
         run.write_text("metrics.csv", metrics)
     write_predictions(run.path / VALIDATION, given)
@@ -89,7 +98,7 @@ def made_run(root, given=None, metrics=METRICS, name="tiny"):
     if given.teacher is not None:
         results["teacher"] = figures | {"accuracy": 0.9, "rows_per_second": 500.0}
         run.update(references={"runs/big": "runs/big/version_0/student"})
-    run.update(seed=7, results=results, seconds={"training": 30.0})
+    run.update(seed=seed, results=results, seconds={"training": 30.0})
     run.finish("finished")
     return run.path
 
@@ -97,9 +106,21 @@ def made_run(root, given=None, metrics=METRICS, name="tiny"):
 def add(version, command, facts, status="finished"):
     """Write what another command found, as a run beside the fit."""
     run = claim(version.parent.parent, version.parent.name, command=command, argv=[])
+    if command == "bench" and isinstance(facts, dict) and facts["run"]:
+        run.update(references={"run": facts["run"]})
     run.write_text(f"{command}.json", facts if isinstance(facts, str) else json.dumps(facts))
     run.finish(status)
     return run.path
+
+
+def compared(version, length=48, **changes):
+    """Write what `compare` found, beside the fit, of a fit with another seed."""
+    name = f"{version.parent.name}_distilled"
+    fit = made_run(version.parent.parent, name=name, seed=1, length=length)
+    facts = {**COMPARED, **changes}
+    first, *others = facts["variants"]
+    variants = [{**first, "runs": [str(fit)]}, *others]
+    return add(version, "compare", {**facts, "variants": variants})
 
 
 def test_scores_are_those_of_the_predictions_and_of_the_manifest(tmp_path):
@@ -122,17 +143,29 @@ def test_the_newest_finished_bench_of_this_version_is_taken(tmp_path):
     add(version, "bench", {"run": str(version), "models": ["old"]})
     taken = add(version, "bench", {"run": str(version), "models": ["new"]})
     add(version, "bench", {"run": str(other), "models": []})
+    add(version, "bench", {"run": str(tmp_path / "elsewhere" / "version_0"), "models": []})
     add(version, "bench", {"run": None, "models": []})
     add(version, "bench", {"run": str(version), "models": ["half"]}, status="interrupted")
     path, facts = Findings.of(version).bench
     assert (path, facts["models"]) == (taken, ["new"])
 
 
-def test_a_broken_file_of_another_command_is_told(tmp_path):
+@pytest.mark.parametrize("broken", ["bench.json", "manifest.json"])
+def test_a_bench_that_cannot_be_read_hides_no_other(tmp_path, broken):
+    version = made_run(tmp_path)
+    paths = [add(version, "bench", {"run": str(version), "models": []}) for _ in range(3)]
+    for path in (paths[0], paths[2]):
+        (path / broken).write_text("{half")
+    assert Findings.of(version).bench[0] == paths[1]
+
+
+def test_only_a_comparison_of_the_same_recipe_is_taken(tmp_path):
     version = made_run(tmp_path)
     add(version, "compare", "{half")
-    with pytest.raises(RunError, match=r"compare\.json cannot be read: give kd compare again"):
-        _ = Findings.of(version).compare
+    taken = compared(version)
+    compared(version, length=64)
+    add(version, "compare", "{half")
+    assert Findings.of(version).compare[0] == taken
 
 
 ALONE = ["losses", "validation", "confusion_student", "reliability"]

@@ -119,6 +119,41 @@ def test_reasoning_commands_run_in_order(
     assert capsys.readouterr().out.splitlines()[-1].endswith("I am very happy today!")
 
 
+@pytest.mark.slow
+def test_the_five_commands_run_in_order(
+    tmp_path: Path,
+    csv_file: Path,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a recipe of the quickstart's name, with a tiny student and teacher."""
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    source = {"train": str(csv_file), "validation": str(csv_file)}
+    model = {
+        "student": {"class_path": "EncoderClassifier", "init_args": {"path": str(make_model())}},
+        "teacher": {"class_path": "ModelTeacher", "init_args": {"path": str(make_model("big"))}},
+        "objectives": {"logits": {"class_path": "LogitKD"}},
+    }
+    recipe = {"model": model, "data": {"source": source, "max_length": 16}}
+    recipe["trainer"] = {"accelerator": "cpu", "max_epochs": 1}
+    Path("configs/quickstart.yaml").write_text(yaml.safe_dump(recipe))
+    main(["fit", "--config", "configs/quickstart.yaml"])
+    shipping = ("compare", "export", "bench", "report")
+    done = [words[2:] for words in commands() if words[2] in shipping and "my_student" not in words]
+    assert [words[0] for words in done] == ["compare", "export", "export", "bench", "report"]
+    for words in done:
+        main(words)
+    told = capsys.readouterr().out
+    assert "over without (3 seeds, 40 rows" in told
+    assert "shipped is whole" in told
+    assert {read_manifest(path)["command"] for path in Path("runs/quickstart").iterdir()} == {
+        "fit", "compare", "bench", "report",
+    }  # fmt: skip
+    assert "distilled" in Path("shipped/README.md").read_text()
+
+
 def test_run_folder_is_as_described(
     tmp_path: Path, csv_file: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

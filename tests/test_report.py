@@ -1,5 +1,7 @@
 import json
 import re
+import resource
+import signal
 
 import pytest
 
@@ -9,7 +11,7 @@ from kd.predictions import VALIDATION
 from kd.report import pictures_of, report
 from kd.runs import claim, read_manifest, verify
 from tests.browser import chromium, overflow, watch
-from tests.test_findings import COMPARED, SCRIPT, add, answers, made_run, measured
+from tests.test_findings import SCRIPT, add, answers, compared, made_run, measured
 
 
 def figures(folder):
@@ -20,7 +22,7 @@ def figures(folder):
 def version(tmp_path_factory):
     """Return a fit that was compared (version 1), benched (2) and reported (3)."""
     version = made_run(tmp_path_factory.mktemp("runs"))
-    add(version, "compare", COMPARED)
+    compared(version)
     add(version, "bench", measured(version))
     before = (version / "manifest.json").read_bytes()
     report(version.parent)
@@ -86,6 +88,30 @@ def test_what_is_no_finished_fit_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"validation\.parquet is not there"):
         report(version)
     assert [path.name for path in version.parent.iterdir()] == ["version_0"]
+
+
+def stop(number, frame):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("at_limit", "error", "status"),
+    [(signal.SIG_IGN, RunError, "failed"), (stop, KeyboardInterrupt, "interrupted")],
+)
+def test_a_report_that_cannot_be_written_is_not_left_running(tmp_path, at_limit, error, status):
+    version = made_run(tmp_path)
+    example = {"text": "long " * 400_000, "variant": "", "fate": "kept"}
+    (version / "augmentation.json").write_text(json.dumps({"examples": [example]}))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, at_limit)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, most))  # the probe of a claim is smaller
+    try:
+        with pytest.raises(error):
+            report(version)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        signal.signal(signal.SIGXFSZ, before)
+    assert read_manifest(version.with_name("version_1"))["status"] == status
 
 
 @pytest.fixture(scope="module")

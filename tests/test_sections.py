@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import yaml
 
 from kd.findings import Findings
 from kd.page import Table
@@ -12,6 +13,7 @@ from tests.test_findings import (
     SCRIPT,
     add,
     answers,
+    compared,
     made_run,
     measured,
     of_several_classes,
@@ -59,21 +61,31 @@ def test_without_a_comparison_the_way_to_one_is_told(tmp_path):
 
 def test_the_verdict_of_a_comparison_comes_first(tmp_path):
     version = made_run(tmp_path)
-    compared = add(version, "compare", COMPARED)
+    path = compared(version)
     said = told(version)
     assert said[""] == (
         "Distillation helps: +10.0 points of accuracy (95% interval +5.0 to +15.0)."
     )
-    assert str(compared) in said["Does distillation help?"]
+    assert str(path) in said["Does distillation help?"]
     assert "without, mean of 2 seeds | 61.0% (60.0 to 62.0)" in said["Results"]
     assert "single seed" not in said["Does distillation help?"]
+
+
+def test_a_comparison_of_another_recipe_is_not_told(tmp_path):
+    version = made_run(tmp_path)
+    compared(version, length=64)
+    assert told(version)[""].startswith("Not compared yet")
 
 
 def test_a_comparison_of_single_seeds_says_what_it_does_not_know(tmp_path):
     version = made_run(tmp_path)
     one = COMPARED["comparisons"][0] | {"knows_training": False}
-    add(version, "compare", {**COMPARED, "comparisons": [one]})
-    assert "With a single seed" in told(version)["Does distillation help?"]
+    variants = [{**v, "accuracy": v["accuracy"][:1]} for v in COMPARED["variants"]]
+    compared(version, comparisons=[one], variants=variants)
+    said = told(version)
+    assert "With a single seed" in said["Does distillation help?"]
+    assert said[""].endswith("to +15.0; one seed, so the luck of training is not in it).")
+    assert "\nwithout, one seed | " in said["Results"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +95,7 @@ def test_a_comparison_of_single_seeds_says_what_it_does_not_know(tmp_path):
 def test_variants_have_their_own_names_in_the_verdict(tmp_path, verdict, words):
     version = made_run(tmp_path)
     one = {"variant": "hot", "against": "cold", "difference": -0.1, "verdict": verdict}
-    add(version, "compare", {**COMPARED, "comparisons": [COMPARED["comparisons"][0] | one]})
+    compared(version, comparisons=[COMPARED["comparisons"][0] | one])
     assert told(version)[""].startswith(f"hot, beside cold, {words}")
 
 
@@ -98,7 +110,27 @@ def test_speed_comes_from_the_bench_where_there_is_one(tmp_path):
     assert "student, int8 80.0%, 0.5 MB, 0.125 ms" in said["Size, time, accuracy"]
     assert "student, int8 80.0%, 0.5 MB, 0.25 ms" not in said["Size, time, accuracy"]
     assert said["Size, time, accuracy"].count("student, torch | ") == 2  # with 1 thread and 2
-    assert "| 0.004 | 0.125" in said["Results"]
+
+
+def test_accuracy_size_and_time_are_those_of_one_model(tmp_path):
+    version = made_run(tmp_path)
+    compared(version)
+    bench = measured(version)
+    add(version, "bench", bench)
+    rows = [line.split(" | ") for line in told(version)["Results"].splitlines()]
+    found = {row[0]: (row[1][:6], *row[5:]) for row in rows if len(row) == 8}
+    assert list(found)[1:4] == ["teacher", "student, torch", "student, int8"]
+    assert found["teacher"] == ("90.0% ", "1,000", "2", "25")
+    assert found["student, torch"] == ("81.0% ", "1,000", "0.6", "0.5")
+    assert found["student, int8"] == ("80.0% ", "1,000", "0.5", "0.125")
+    assert found["without, mean of 2 seeds"][-1] == ""
+    assert [row[2:5] for row in rows if row[0] == "student, int8"] == [[""] * 3]
+    alone = [m for m in bench["models"] if m["role"] == "student"]
+    add(version, "bench", {**bench, "models": [m | {"accuracy": None} for m in alone]})
+    rows = [line.split(" | ") for line in told(version)["Results"].splitlines()]
+    of = {row[0]: row for row in rows}
+    assert of["student, int8"][1] == ""
+    assert of["teacher"][6:] == ["0.004", ""]
 
 
 def test_a_bench_of_single_texts_has_no_batches(tmp_path):
@@ -146,10 +178,46 @@ def test_few_rows_are_marked(tmp_path):
     assert "(few)" in told(made_run(tmp_path, answers(rows=40)))["Kinds of text"]
 
 
-def test_the_cascade_names_its_teacher(tmp_path):
-    said = told(made_run(tmp_path))["Asking the teacher when unsure"]
-    assert "kd classify --model FOLDER --cascade runs/big --threshold 0.9" in said
+def with_teacher(version, teacher, references):
+    recipe = yaml.safe_load((version / "config.yaml").read_text())
+    recipe["model"]["teacher"] = teacher
+    (version / "config.yaml").write_text(yaml.safe_dump(recipe))
+    manifest = json.loads((version / "manifest.json").read_text())
+    (version / "manifest.json").write_text(json.dumps({**manifest, "references": references}))
+
+
+def test_the_cascade_names_its_teacher_and_not_what_the_student_started_from(tmp_path):
+    version = made_run(tmp_path)
+    taken = {"runs/start": "runs/start/version_0/student", "my runs/big": "my runs/big/student"}
+    with_teacher(version, {"init_args": {"path": "my runs/big"}}, taken)
+    said = told(version)["Asking the teacher when unsure"]
+    assert "kd classify --model FOLDER --cascade 'my runs/big/student' --threshold 0.9" in said
     assert "\n0.9 | " in said
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"init_args": {"teachers": [{"init_args": {"path": path}} for path in ("one", "two")]}},
+        {"init_args": {"path": "one", "label_names": ["good", "so-so", "bad"]}},
+    ],
+    ids=["several", "with names of its own"],
+)
+def test_a_teacher_that_classify_cannot_ask_is_not_named(tmp_path, teacher):
+    version = made_run(tmp_path)
+    with_teacher(version, teacher, {})
+    said = told(version)["Asking the teacher when unsure"]
+    assert "kd export" in said
+    assert "kd classify" not in said
+
+
+@pytest.mark.parametrize("text", ["{half", "- a list", "data: word", "data: {source: \x00}"])
+def test_a_recipe_that_cannot_be_read_is_told(tmp_path, text):
+    version = made_run(tmp_path)
+    (version / "config.yaml").write_text(text)
+    said = told(version)
+    assert "config.yaml is no recipe: where the rows" in said["Data"]
+    assert "kd classify" not in said["Asking the teacher when unsure"]
 
 
 def test_augmentation_and_rationales_are_summed_up(tmp_path):
@@ -181,7 +249,7 @@ def test_a_run_of_another_age_is_told_as_far_as_it_goes(tmp_path):
     said = told(version)
     assert list(said) == TITLES
     assert "kd compare --config RECIPE" in said["Does distillation help?"]
-    assert "--cascade TEACHER" in said["Asking the teacher when unsure"]
+    assert "kd classify" not in said["Asking the teacher when unsure"]
 
 
 def test_a_claimed_run_beside_it_disturbs_nothing(tmp_path):
