@@ -6,19 +6,26 @@ beside it has the words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kd.layout import CARD, ONNX, Facts
+from kd.layout import CARD, CHECKSUMS, ONNX, Facts, read_facts, write_checksums, write_facts
+from kd.page import as_plain
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-__all__ = ["write_card"]
+__all__ = ["publishable", "without_places", "write_card"]
 
 _ROLES = {
     "teacher": "the teacher",
@@ -31,6 +38,7 @@ _EXCERPT = {
     "data": "source train_rows labelled_rows batch_size max_length augment",
     "trainer": "max_epochs max_steps",
 }
+_RUN = re.compile(r"[^/]+/version_\d+(/student)?$")
 
 
 def write_card(folder: Path, name: str, facts: Facts, recipe: Mapping[str, Any]) -> None:
@@ -44,19 +52,21 @@ def write_card(folder: Path, name: str, facts: Facts, recipe: Mapping[str, Any])
     """
     from huggingface_hub import ModelCard
 
-    measured = facts.measured or {}
-    excerpt = {
-        part: {key: recipe[part].get(key) for key in keys.split()}
-        for part, keys in _EXCERPT.items()
-        if part in recipe
-    }
-    known = _without_nulls(excerpt)
+    measured = without_places(facts.measured or {})
+    excerpt = _without_nulls(
+        {
+            part: {key: recipe[part].get(key) for key in keys.split()}
+            for part, keys in _EXCERPT.items()
+            if part in recipe
+        }
+    )
+    known = without_places(excerpt)
     model = known.get("model", {})
     source = known.get("data", {}).get("source", {})
     origin = source.get("path") or source.get("train") or ("sample" if recipe else "unknown")
     origin = origin if isinstance(origin, str) else ", ".join(origin)
     card = ModelCard.from_template(
-        _metadata(Path(name).name, origin, measured, model),
+        _metadata(Path(name).name, origin, measured, excerpt.get("model", {})),
         template_str=files("kd").joinpath("card.md").read_text(encoding="utf-8"),
         title=Path(name).name,
         name=name,
@@ -64,8 +74,8 @@ def write_card(folder: Path, name: str, facts: Facts, recipe: Mapping[str, Any])
         measured=measured,
         roles=_ROLES,
         alone=measured["without_distillation"],
-        classes=", ".join(f"`{label}`" for label in facts.labels),
-        source=f"`{origin}`",
+        classes=", ".join(f'"{as_plain(label)}"' for label in facts.labels),
+        source=as_plain(origin),
         files={
             path.relative_to(folder).as_posix(): path.stat().st_size / 1e6
             for path in sorted(folder.rglob("*"))
@@ -77,8 +87,51 @@ def write_card(folder: Path, name: str, facts: Facts, recipe: Mapping[str, Any])
         excerpt=yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=90),
         percent=lambda share: f"{share:.1%}",
         told=_told,
+        plain=as_plain,
     )
     card.save(folder / CARD)
+
+
+@contextmanager
+def publishable(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a copy for the hub of what the checksums know, which tells no place of this machine.
+
+    Args:
+        folder: What was exported.
+        name: On the hub, by which the card's code loads it there.
+
+    Yields:
+        The copy, whole by checksums of its own.
+    """
+    with TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        for file in json.loads((folder / CHECKSUMS).read_bytes()):
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, copy / file)
+        facts = read_facts(copy)
+        assert facts is not None
+        write_facts(copy, replace(facts, measured=without_places(facts.measured)))
+        card = (copy / CARD).read_text(encoding="utf-8")
+        if known := re.search(r'from_pretrained\((".*")\)', card):
+            card = card.replace(known[1], json.dumps(name))
+        (copy / CARD).write_text(card, encoding="utf-8")
+        write_checksums(copy)
+        yield copy
+
+
+def without_places(value: Any) -> Any:
+    """Return facts or settings in which an absolute path is its last name; of a run, its last two.
+
+    So what is published tells nothing of the machine; names of the hub and relative paths stay.
+    """
+    if isinstance(value, dict):
+        return {key: without_places(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(one) for one in value]
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        return value
+    run = _RUN.search(Path(value).as_posix())
+    return run.group() if run else Path(value).name
 
 
 def _metadata(

@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With 0 after help or version, with 2 after an error, with 75 after a pause, with
-            130 after Ctrl-C in `annotate`.
+            130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0] if arguments else "--help"
@@ -79,6 +79,9 @@ def main(args: Sequence[str] | None = None) -> None:
         kind = "paused" if isinstance(error, PauseError) else "error"
         sys.stderr.write(f"kd: {kind}: {error}\n")
         raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt as stop:
+        sys.stderr.write("kd: stopped\n")
+        raise SystemExit(130) from stop
     except BrokenPipeError:
         # a reader such as head has enough; keep Python from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -98,14 +98,30 @@ def quantise(file: Path, smaller: Path) -> None:
         file: What :func:`convert` wrote.
         smaller: Where to write.
     """
-    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = onnx.load(file)
-    # shapes that the exporter noted, and that the quantiser finds contradicted by its own
-    del model.graph.value_info[:]
     with _silence():
-        quantize_dynamic(model, smaller, weight_type=QuantType.QInt8)
+        quantize_dynamic(file, smaller, weight_type=QuantType.QInt8)
+
+
+def _forget_places(file: Path) -> None:
+    """Remove what the exporter noted for itself: shapes, and the paths of this machine's code.
+
+    The quantiser finds the shapes contradicted by its own.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    del model.graph.value_info[:]
+    for part in (model, model.graph, *model.functions):
+        del part.metadata_props[:]
+    for owner in (model.graph, *model.functions):
+        for node in owner.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.save(model, file)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ measured before they are delivered, on what the run said of its validation rows.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from rich.table import Table
 from safetensors import SafetensorError
@@ -32,7 +31,7 @@ from kd.calibration import (
     probabilities,
     reliability,
 )
-from kd.card import write_card
+from kd.card import publishable, without_places, write_card
 from kd.checkpoints import MODEL_FOLDER, SafeCheckpointIO
 from kd.classifiers import TextClassifier
 from kd.console import print_line, print_table
@@ -40,12 +39,13 @@ from kd.conversion import convert, quantise
 from kd.errors import ConfigError, RunError
 from kd.layout import INT8, ONNX, Facts, verify_folder, write_checksums, write_facts
 from kd.models import choose_classifier
+from kd.origins import comparison_of, recipe_of
 from kd.predictions import VALIDATION, Predictions, read_predictions
 from kd.runs import MANIFEST, read_manifest, versions
 
 __all__ = ["export", "export_checkpoint"]
 
-_LARGEST_DIFFERENCE = 1e-4  # of a logit, or of its share where it is above 1
+_LARGEST_DIFFERENCE = 1e-4  # of a logit, or of its size where above 1
 _PROBES = 256  # texts that PyTorch and ONNX are compared on
 _TOGETHER = 32  # of them in a batch, short ones padded to long ones
 _LONGEST_PROBE = 512  # tokens, of a model without a limit
@@ -73,7 +73,7 @@ def export(
         checkpoint: The best one by validation, or the newest.
         onnx: Whether to write the student for ONNX Runtime too, with weights of 32 and of 8 bits.
         max_accuracy_loss: Accuracy that 8 bits may lose on the validation rows, or they are left
-            out; 0.01 is one point.
+            out; 0.01 is one point. Where a text may have several classes, macro-F1 too.
         push: Put the folder on the Hugging Face hub under this name, user/name, privately; needs
             `hf auth login`. With verify, a folder that was exported before.
         public: Whether all the world may see what is pushed.
@@ -93,15 +93,18 @@ def export(
         _check_push(push)
     elif public:
         raise ConfigError("public tells who sees what is pushed: add --push user/name.")
-    folder = verify
-    if run is not None and output is not None:
-        folder = output
-        _export(_find(run), output, checkpoint, onnx, max_accuracy_loss, push or str(output))
+    folder = output or verify
     assert folder is not None
-    if verify is not None:
-        _verify(folder)
-    if push is not None:
-        _push(folder, push, public)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing half stays behind
+    try:
+        if run is not None:
+            _export(_find(run), folder, checkpoint, onnx, max_accuracy_loss, push or str(folder))
+        else:
+            _verify(folder)
+        if push is not None:
+            _push(folder, push, public)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def export_checkpoint(run: Path, checkpoint: Literal["best", "resume"], folder: Path) -> None:
@@ -171,12 +174,10 @@ def _export(
 ) -> None:
     student = TorchModel(_student(version, checkpoint))
     models: dict[str, Model] = {"torch": student}
-    file = version / "config.yaml"
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
     rows = read_predictions(version / VALIDATION) if (version / VALIDATION).is_file() else None
     measured = _story(version, checkpoint, student.classifier)
     if rows is None:
-        measured["notes"].append(f"{version} has no {VALIDATION} (cut off, or old): not calibrated")
+        measured["notes"].append(f"the run has no {VALIDATION} (cut off, or old): not calibrated")
     facts = Facts(
         labels=student.labels,
         multi_label=student.multi_label,
@@ -203,18 +204,19 @@ def _export(
             facts = replace(
                 facts, temperature=fit_temperature(logits["torch"], rows.truth, rows.multi_label)
             )
-            _check_int8(folder, measured, max_accuracy_loss)
+        if "int8" in models and rows is not None:
+            _check_int8(folder, measured, rows.multi_label, max_accuracy_loss)
         write_facts(folder, facts)
-        write_card(folder, name, facts, recipe)
+        write_card(folder, name, facts, recipe_of(version) or {})
         write_checksums(folder)
     _show(output, facts)
 
 
 def _story(version: Path, checkpoint: str, student: TextClassifier) -> dict[str, Any]:
     """Return what is known of a student before its export is measured."""
-    manifest = read_manifest(version)
+    manifest, here = read_manifest(version), Path.cwd()
     return {
-        "run": str(version),
+        "run": str(version.relative_to(here) if version.is_relative_to(here) else version),
         "checkpoint": checkpoint,
         **{fact: manifest.get(fact) for fact in ("status", "seed", "versions", "data")},
         "parameters": student.info.parameters,
@@ -226,13 +228,11 @@ def _story(version: Path, checkpoint: str, student: TextClassifier) -> dict[str,
 
 def _without_distillation(version: Path) -> dict[str, Any] | None:
     """Return what a comparison beside the run found that the same student learns alone."""
-    for other in reversed(versions(version.parent)):
-        manifest = read_manifest(other)
-        if manifest.get("command") == "compare" and manifest.get("status") == "finished":
-            for variant in json.loads((other / "compare.json").read_bytes())["variants"]:
-                if "--model.teacher=null" in variant["options"]:
-                    seeds = len(variant["seeds"])
-                    return {"accuracy": variant["mean"], "seeds": seeds, "run": str(other)}
+    other, comparison = comparison_of(version) or (version, {"variants": []})
+    for variant in comparison["variants"]:
+        if "--model.teacher=null" in variant["options"]:
+            seeds, place = len(variant["seeds"]), without_places(str(other))
+            return {"accuracy": variant["mean"], "seeds": seeds, "run": place}
     return None
 
 
@@ -279,14 +279,16 @@ def _check_parity(student: TorchModel, onnx: Model, rows: Predictions | None) ->
         wanted, found = (
             model.logits(texts[part], pairs and pairs[part], size) for model in (student, onnx)
         )
-        differences.append(np.max(np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))))
-    difference = float(np.max(differences))
-    if not difference <= _LARGEST_DIFFERENCE:  # nor where it is no number
+        apart = np.abs(found - wanted)
+        differences.append((apart.max(), np.max(apart / np.maximum(1.0, np.abs(wanted)))))
+    difference, relative = np.max(differences, axis=0).tolist()
+    if not relative <= _LARGEST_DIFFERENCE:  # nor where it is no number
         raise RunError(
-            f"The logits of ONNX differ from PyTorch's by {difference:.1e}, more than "
-            f"{_LARGEST_DIFFERENCE}: nothing is exported; --onnx=false leaves ONNX out."
+            f"The logits of ONNX differ from PyTorch's by {relative:.1e} of a logit, or of its "
+            f"size where above 1, more than {_LARGEST_DIFFERENCE}: nothing is exported; "
+            "--onnx=false leaves ONNX out."
         )
-    return {"texts": len(texts), "difference": difference}
+    return {"texts": len(texts), "difference": difference, "relative": relative}
 
 
 def _probes(student: TorchModel, rows: Predictions | None) -> tuple[list[str], list[str] | None]:
@@ -307,16 +309,19 @@ def _probes(student: TorchModel, rows: Predictions | None) -> tuple[list[str], l
     return [*texts, " ".join(texts)], pairs and [*pairs, pairs[0]]
 
 
-def _check_int8(folder: Path, measured: dict[str, Any], most: float) -> None:
-    """Leave 8 bits out where they lose too much."""
-    scores = {who: score["accuracy"] for who, score in measured["scores"].items()}
-    if scores["torch"] - scores.get("int8", 1.0) > most + _ROUNDING:
-        (folder / INT8).unlink()
-        del measured["scores"]["int8"]
-        measured["notes"].append(
-            f"{INT8} is left out: its accuracy, {scores['int8']:.1%} instead of "
-            f"{scores['torch']:.1%}, loses more than {most:.1%}"
-        )
+def _check_int8(folder: Path, measured: dict[str, Any], multi_label: bool, most: float) -> None:
+    """Leave 8 bits out where they lose too much: of several labels, which are mostly no, F1 too."""
+    scores = measured["scores"]
+    for score, name in (("accuracy", "accuracy"), ("f1", "macro-F1"))[: 1 + multi_label]:
+        before, after = (scores[who][score] for who in ("torch", "int8"))
+        if before - after > most + _ROUNDING:
+            (folder / INT8).unlink()
+            del scores["int8"]
+            measured["notes"].append(
+                f"{INT8} is left out: its {name}, {after:.1%} instead of {before:.1%}, loses more "
+                f"than {most:.1%}"
+            )
+            return
 
 
 def _show(folder: Path, facts: Facts) -> None:
@@ -328,8 +333,8 @@ def _show(folder: Path, facts: Facts) -> None:
         table.add_row(path.relative_to(folder).as_posix(), f"{size:8.3f}")
     print_table(table)
     if parity := measured["parity"]:
-        texts, difference = parity["texts"], parity["difference"]
-        print_line(f"parity = ONNX differs by {difference:.1e} at most, on {texts} texts")
+        told = "{difference:.1e} at most, {relative:.1e} of a logit or of its size where above 1"
+        print_line(f"parity = ONNX differs by {told.format(**parity)}, on {parity['texts']} texts")
     if scores := measured["scores"]:
         told = ", ".join(f"{who} {score['accuracy']:.1%}" for who, score in scores.items())
         print_line(f"accuracy = {told} of {measured['rows']:,} validation rows")
@@ -375,9 +380,10 @@ def _push(folder: Path, name: str, public: bool) -> None:
         url = hub.create_repo(name, private=not public, exist_ok=True)
         if not hub.model_info(name).private and not public:
             raise ConfigError(f"{name} is public on the hub: add --public, or give another name.")
-        hub.upload_folder(
-            repo_id=name, folder_path=folder, commit_message="kd export", delete_patterns="onnx/*"
-        )
+        with publishable(folder, name) as copy:
+            hub.upload_folder(
+                repo_id=name, folder_path=copy, commit_message="kd export", delete_patterns="onnx/*"
+            )
         if public:
             hub.update_repo_settings(name, private=False)
     except ConfigError:

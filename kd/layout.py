@@ -7,6 +7,7 @@ room knows no model, and starts without torch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,11 @@ def read_facts(folder: Path) -> Facts | None:
             raise ModelError(
                 f"{path} has format {version}, and this kd reads {_FORMAT}: update it."
             )
-        return Facts(**found | {"labels": tuple(found["labels"]), "inputs": tuple(found["inputs"])})
+        lists = {name: tuple(found[name]) for name in ("labels", "inputs")}
+        facts = Facts(**found | lists)
+        if not 0.0 < facts.temperature < math.inf:
+            raise ValueError(facts.temperature)
+        return facts
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -152,7 +157,8 @@ def _found(folder: Path) -> dict[str, dict[str, str | int]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         # the hub adds .gitattributes, a download .cache, a clone .git
-        if path.is_file() and name != CHECKSUMS and not name.startswith((".git", ".cache/")):
+        is_theirs = name == ".gitattributes" or name.startswith((".git/", ".cache/"))
+        if path.is_file() and name != CHECKSUMS and not is_theirs:
             with path.open("rb") as file:
                 found[name] = checksum(file)
     return found

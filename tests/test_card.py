@@ -22,7 +22,7 @@ MEASURED = {
     },
     "agreement": 0.836,
     "calibration_error": {"before": 0.107, "after": 0.045},
-    "parity": {"texts": 257, "difference": 4.7e-6},
+    "parity": {"texts": 257, "difference": 4.7e-6, "relative": 1.2e-6},
     "without_distillation": {"accuracy": 0.775, "seeds": 3, "run": "runs/tiny/version_4"},
     "notes": [],
 }
@@ -60,10 +60,17 @@ def write(tmp_path):
     (tmp_path / ONNX).write_bytes(b"0" * 12_345)
     (tmp_path / "kd.json").write_text("{}")
 
-    def write(recipe=RECIPE, name="me/tiny", multi_label=False, prefix="", **changes):
+    def write(
+        recipe=RECIPE,
+        name="me/tiny",
+        multi_label=False,
+        prefix="",
+        labels=("bad", "so so"),
+        **changes,
+    ):
         measured = copy.deepcopy(MEASURED | changes)
         inputs = ("input_ids", "attention_mask", "token_type_ids")
-        facts = Facts(("bad", "so so"), multi_label, 48, inputs, prefix, 1.7978, measured)
+        facts = Facts(labels, multi_label, 48, inputs, prefix, 1.7978, measured)
         write_card(tmp_path, name, facts, recipe)
         return ModelCard.load(tmp_path / CARD)
 
@@ -106,12 +113,13 @@ def test_results_stand_beside_each_other(write):
         "| **this student**, PyTorch | 81.7% | 81.0% |",
         "| **this student**, ONNX with weights of 8 bits | 81.5% | 79.0% |",
         "| the same student without distillation, mean of 3 seeds | 77.5% | unknown |",
-        "Measured on 1,000 validation rows of `me/tweets`.",
+        "Measured on 1,000 validation rows of me/tweets.",
         "Teacher and student agree on 83.6% of the rows.",
         "calibration error is 10.7% without it and 4.5% with it",
         "The logits of ONNX differ from PyTorch's by 5e-06 at most, on 257 texts",
         "| `onnx/model.onnx` | 0.012 |",
-        "one of the classes `bad`, `so so`.",
+        "alone and in padded batches: by 1e-06 of a logit, or of its size where above 1.",
+        'one of the classes "bad", "so so".',
         "4,386,178 weights",
         "The validation rows chose the checkpoint and gave the temperature",
     ):
@@ -119,7 +127,29 @@ def test_results_stand_beside_each_other(write):
     assert "learns without distillation is unknown" not in text
 
 
-def test_the_training_is_told_and_nothing_of_the_machine(write):
+def test_the_card_tells_no_place_of_the_machine(write):
+    recipe = copy.deepcopy(RECIPE)
+    home = "/home/jane"
+    recipe["model"]["student"]["init_args"]["path"] = f"{home}/base"
+    recipe["model"]["teacher"]["init_args"]["path"] = f"{home}/runs/large/version_2/student"
+    recipe["data"]["source"] = {"train": [f"{home}/a.csv", "b/c.csv"], "validation": f"{home}/d"}
+    other = {"accuracy": 0.775, "seeds": 3, "run": f"{home}/runs/tiny/version_4"}
+    card = write(recipe, run=f"{home}/runs/tiny/version_3", without_distillation=other)
+    assert "jane" not in card.content
+    assert "checkpoint of tiny/version\\_3, which is finished" in card.text
+    assert "path: large/version_2/student\n" in card.text
+    assert "validation rows of a.csv, b/c.csv." in card.text
+    assert card.data.base_model is None
+
+
+def test_names_of_classes_and_data_are_no_markup(write):
+    recipe = RECIPE | {"data": {"source": {"path": "a|b`c"}}}
+    text = write(recipe, labels=("<b>", "a`|b\nc")).text
+    assert r'one of the classes "\<b\>", "a\`\|b c".' in text
+    assert r"validation rows of a\|b\`c." in text
+
+
+def test_the_training_is_told_and_nothing_of_the_settings_around_it(write):
     text = write().text
     assert "`loss = 0.5 * labels[HardLabel] + scheduled * logits[LogitKD]`" in text
     assert "      path: me/base\n      dropout: 0.1\n" in text
@@ -138,7 +168,7 @@ def test_what_is_not_known_is_called_unknown(write):
     assert card.data.tags == []
     for words in (
         "Unknown: the run has no validation rows to measure on.",
-        "Unknown: the run has no `config.yaml`.",
+        "Unknown: the run has no `config.yaml` that can be read.",
         "None: the temperature is 1",
         "seed unknown;",
         "fingerprints of the data: unknown.",

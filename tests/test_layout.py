@@ -64,6 +64,12 @@ def test_what_the_hub_and_its_downloads_add_is_no_problem(folder):
     assert verify_folder(folder) == []
 
 
+@pytest.mark.parametrize("name", [".git-credentials", ".gitignore", ".cachet"])
+def test_what_only_begins_as_theirs_is_told(folder, name):
+    (folder / name).write_text("secret")
+    assert verify_folder(folder) == [f"{name}: not of this export"]
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"a.txt": 1}\n', "\udc80"])
 def test_checksums_that_are_none_are_refused_or_told(folder, text):
     (folder / CHECKSUMS).write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -91,5 +97,9 @@ def test_facts_of_a_later_format_or_broken_are_refused(tmp_path):
         read_facts(tmp_path)
     for broken in ("", "[]", "{}", json.dumps(whole | {"more": 1}), json.dumps(whole)[:-9]):
         (tmp_path / FACTS).write_text(broken)
+        with pytest.raises(ModelError, match="is broken: export the run again"):
+            read_facts(tmp_path)
+    for temperature in (0, -1.5, "2", None, [1], float("nan"), float("inf")):
+        (tmp_path / FACTS).write_text(json.dumps(whole | {"temperature": temperature}))
         with pytest.raises(ModelError, match="is broken: export the run again"):
             read_facts(tmp_path)
