@@ -86,6 +86,7 @@ def convert(model: TextClassifier, file: Path) -> tuple[str, ...]:
         ) from error
     finally:
         network.set_attn_implementation(attention)
+    _forget_places(file)
     return names
 
 
