@@ -235,8 +235,6 @@ def _session(
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    # threads that wait without sleeping halve the speed where other work wants the cores
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
