@@ -276,7 +276,6 @@ class RecipeCLI(LightningCLI):
             self.is_training = True
             command = getattr(self.trainer, verb)
             command(model, datamodule=datamodule, ckpt_path=ckpt_path, **options)
-            tracking.finish()
             if self.run is not None:
                 self.run.finish("finished")
 
@@ -314,7 +313,6 @@ class RecipeCLI(LightningCLI):
             from kd.report import pictures_of  # draws, which takes a second to import
 
             tracking.log_pictures(self.trainer.loggers, pictures_of(run.path))
-            tracking.finish()  # its files are whole before their checksums are taken
         self.throughput.phases["delivery"] = time.perf_counter() - started
         results = {**summary.as_plain(scores), "steps": self.trainer.global_step}
         run.update(results=results, seconds=self.throughput.phases)

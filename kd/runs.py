@@ -111,13 +111,14 @@ def checksum(file: BufferedReader) -> dict[str, str | int]:
 
 
 def _checksums(folder: Path) -> dict[str, dict[str, str | int]]:
-    """Return the checksum of every real file of a run, by relative path, but of the manifest."""
+    """Return the checksum of every real file of a run, but of the manifest and of W&B's own."""
     found = {}
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names):
             relative = path.relative_to(folder).as_posix()
             is_real = path.is_file() and not path.is_symlink()  # a pipe would be read for ever
-            if is_real and relative != MANIFEST and path.suffix != ".tmp":
+            is_ours = relative != MANIFEST and not relative.startswith("wandb/")  # which goes on
+            if is_real and is_ours and path.suffix != ".tmp":
                 with suppress(OSError), path.open("rb") as file:
                     found[relative] = checksum(file)
     return dict(sorted(found.items()))
