@@ -215,10 +215,8 @@ def test_what_fit_would_fetch_and_cannot_is_found(examine, monkeypatch):
     assert "NLTK_DATA" in found[-1][2]
 
 
-def test_a_key_that_is_missing_is_found(examine, monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("none") / "none"))
+@pytest.mark.usefixtures("wandb_without_key")
+def test_a_key_that_is_missing_is_found(examine):
     found = examine(*GOOD, "--trainer.logger=WandbLogger")
     assert [check for level, check, _ in found if level == "error"] == ["recipe"]
     assert [check for _, check, _ in found][-1] == "time", "the rest is examined all the same"

@@ -369,16 +369,10 @@ def test_wandb_offline_stays_inside_the_run(
     assert not (root.parent / "wandb").exists()
 
 
+@pytest.mark.usefixtures("wandb_without_key")
 def test_wandb_without_a_key_is_refused_before_a_model_loads(
-    root: Path,
-    csv_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    root: Path, csv_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(SystemExit):
         fit(root, csv_file, tmp_path / "no_such_model", "--trainer.logger=WandbLogger")
     assert "WANDB_MODE=offline" in capsys.readouterr().err
