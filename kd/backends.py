@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd.errors import ConfigError, ModelError
-from kd.layout import INT8, ONNX, Facts, read_facts
+from kd.layout import FILES, Facts, read_facts
 from kd.texts import beginning
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ __all__ = ["BackendName", "Model", "ONNXModel", "TorchModel"]
 
 BackendName = Literal["torch", "onnx", "int8"]
 
-_FILES = {"onnx": ONNX, "int8": INT8}
 _CHUNK = 4096  # texts tokenised at once: bounds the memory of the tokenizer's objects
 
 
@@ -46,7 +45,16 @@ class Model(Protocol):
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int
     ) -> NDArray[np.float32]:
-        """Return the logits of the texts, `[N, C]`, in their order."""
+        """Return the logits of texts.
+
+        Args:
+            texts: N of them.
+            pairs: Their second texts, or null.
+            batch_size: Most texts that the model is given at once.
+
+        Returns:
+            `[N, C]`, in the order of the texts.
+        """
 
 
 class TorchModel:
@@ -105,16 +113,7 @@ class TorchModel:
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int
     ) -> NDArray[np.float32]:
-        """Return the logits of the texts.
-
-        Args:
-            texts: N of them.
-            pairs: Their second texts, or null.
-            batch_size: Most texts of one forward pass.
-
-        Returns:
-            `[N, C]`, in the order of the texts.
-        """
+        """Return the logits of the texts, as :meth:`Model.logits` says."""
         import torch
 
         from kd.data.collate import EncodedRows, EvaluationBatches
@@ -150,13 +149,13 @@ class ONNXModel:
     def __init__(
         self, folder: Path, backend: Literal["onnx", "int8"] = "onnx", threads: int | None = None
     ) -> None:
-        if backend not in _FILES:
+        if backend not in FILES:
             raise ConfigError(f"There is no backend {backend!r}: choose torch, onnx or int8.")
         facts = read_facts(folder)
-        file = folder / _FILES[backend]
+        file = folder / FILES[backend]
         if facts is None or not file.is_file():
             raise ModelError(
-                f"{folder} has no {_FILES[backend]}: make it by `kd export`, or take the backend "
+                f"{folder} has no {FILES[backend]}: make it by `kd export`, or take the backend "
                 "torch."
             )
         self.backend: BackendName = backend
@@ -171,16 +170,7 @@ class ONNXModel:
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int
     ) -> NDArray[np.float32]:
-        """Return the logits of the texts.
-
-        Args:
-            texts: N of them.
-            pairs: Their second texts, or null.
-            batch_size: Most texts of one run of the model.
-
-        Returns:
-            `[N, C]`, in the order of the texts.
-        """
+        """Return the logits of the texts, as :meth:`Model.logits` says."""
         found = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
         for first in range(0, len(texts), _CHUNK):
             chunk = slice(first, first + _CHUNK)

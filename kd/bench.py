@@ -23,7 +23,7 @@ from kd.backends import BackendName
 from kd.console import print_line, print_table
 from kd.errors import ConfigError, DataError, KDError, ModelError
 from kd.files import replacing
-from kd.layout import INT8, ONNX, read_facts
+from kd.layout import FILES, read_facts
 from kd.measuring import WARM_TEXTS, Contender
 from kd.origins import run_of, teachers_of
 from kd.pictures import Point, pareto
@@ -33,7 +33,6 @@ from kd.runs import claim, is_reference, resolve
 __all__ = ["bench"]
 
 _MOST_TEXTS = 2000
-_FILES: dict[BackendName, str] = {"onnx": ONNX, "int8": INT8}
 
 
 def bench(
@@ -155,7 +154,9 @@ def _contenders(
     else:
         print_line("note: no teacher is known, --teacher names one")
     yield Contender("student", "torch", [str(folder)], False, known.get("torch"))
-    for backend, name in _FILES.items():
+    backends: tuple[BackendName, ...] = ("onnx", "int8")
+    for backend in backends:
+        name = FILES[backend]
         if (folder / name).is_file():
             yield Contender("student", backend, [str(folder)], True, known.get(backend))
         else:

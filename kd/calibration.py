@@ -19,6 +19,7 @@ __all__ = [
     "is_right",
     "probabilities",
     "reliability",
+    "surety",
 ]
 
 _LOWEST, _HIGHEST = 0.05, 20.0  # temperatures beyond say that there are too few rows
@@ -183,3 +184,8 @@ def calibration_error(bins: list[Bin]) -> float:
     """
     rows = sum(one.rows for one in bins)
     return sum(one.rows * abs(one.confidence - one.accuracy) for one in bins) / max(1, rows)
+
+
+def surety(found: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
+    """Return the probability of each row's choice or, of several, of the least sure one, `[N]`."""
+    return np.asarray(np.maximum(found, 1 - found).min(1) if multi_label else found.max(1))

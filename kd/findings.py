@@ -24,7 +24,7 @@ from kd.origins import comparison_of
 from kd.pictures import Picture
 from kd.predictions import VALIDATION, Predictions, read_predictions
 from kd.runs import read_manifest, versions
-from kd.slices import Curve, cascade_curve, share_of
+from kd.slices import Curve, Flip, cascade_curve, flips, share_of
 
 __all__ = ["Findings"]
 
@@ -121,6 +121,12 @@ class Findings:
     def curve(self) -> Curve | None:
         """What it brings to ask the teacher; null without one."""
         return None if self.predictions.teacher is None else cascade_curve(self.predictions)
+
+    @cached_property
+    def flips(self) -> dict[str, list[Flip]]:
+        """The rows, by the role that has them right where the other errs."""
+        p = self.predictions
+        return {role: flips(p, role == "teacher") for role in ("teacher", "student")}
 
     @cached_property
     def pictures(self) -> dict[str, Picture]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd.backends import BackendName, Model, ONNXModel, TorchModel
-from kd.calibration import choices, probabilities
+from kd.calibration import choices, probabilities, surety
 from kd.errors import ConfigError, DataError, ModelError
 from kd.layout import FACTS, ONNX, read_facts
 from kd.runs import is_reference, resolve
@@ -214,21 +214,17 @@ class Cascade:
             DataError: If a text is no string or blank.
         """
         answers = self.student.predict(texts, pairs)
-        asked = [n for n, answer in enumerate(answers) if self._surety(answer) < self.threshold]
+        if not answers:
+            return []
+        shares = np.array([list(answer.probabilities.values()) for answer in answers])
+        asked = np.flatnonzero(surety(shares, self.student.multi_label) < self.threshold).tolist()
         if asked:
             seconds = None if pairs is None else [pairs[place] for place in asked]
             found = self.teacher.predict([texts[place] for place in asked], seconds)
             for place, answer in zip(asked, found, strict=True):
-                shares = {name: answer.probabilities[name] for name in self.student.labels}
-                answers[place] = replace(answer, probabilities=shares, from_teacher=True)
+                by_name = {name: answer.probabilities[name] for name in self.student.labels}
+                answers[place] = replace(answer, probabilities=by_name, from_teacher=True)
         return answers
-
-    def _surety(self, prediction: Prediction) -> float:
-        """Return the probability of the choice or, of several, of the least sure one."""
-        shares = prediction.probabilities.values()
-        if self.student.multi_label:
-            return min(max(share, 1 - share) for share in shares)
-        return max(shares)
 
 
 def classify(

@@ -21,6 +21,7 @@ __all__ = [
     "CARD",
     "CHECKSUMS",
     "FACTS",
+    "FILES",
     "INT8",
     "ONNX",
     "Facts",
@@ -44,6 +45,9 @@ CARD = "README.md"
 
 CHECKSUMS = "checksums.json"
 """SHA-256 and size of every other file."""
+
+FILES = {"onnx": ONNX, "int8": INT8}
+"""The model of each backend of ONNX Runtime."""
 
 _FORMAT = 1
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kd.errors import KDError, RunError
-from kd.layout import CHECKSUMS, FACTS, INT8, ONNX
+from kd.layout import CHECKSUMS, FACTS, FILES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,6 @@ _LATENCY_SECONDS, _TURN_SECONDS = 0.3, 0.15  # of a turn with one text at once, 
 _MOST_SECONDS = 2.0  # of all turns with one batch size: a slow model has fewer
 _LONGEST_BATCH = 20.0  # seconds; larger ones of a very slow model are left out
 _LONGEST_ASKING = 30.0  # seconds, for all rows with labels
-_FILES = {"onnx": ONNX, "int8": INT8}
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _DESCRIPTIONS = {".json", ".txt", ".model"}  # endings of configurations and tokenizers
 _PROGRAM = "import sys; sys.path.append({!r}); from kd.measuring import serve; serve()"
@@ -322,5 +321,5 @@ def _bytes(path: str, backend: BackendName) -> int:
         files += [file for file in others if file.name != CHECKSUMS]
     else:
         files = [folder / name for name in (FACTS, *_TOKENIZER)]
-        files += folder.glob(f"{_FILES[backend]}*")  # weights may lie beside the graph
+        files += folder.glob(f"{FILES[backend]}*")  # weights may lie beside the graph
     return sum(file.stat().st_size for file in files)

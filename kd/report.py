@@ -19,7 +19,7 @@ from kd.page import as_html, as_markdown
 from kd.pictures import Picture
 from kd.runs import claim, resolve
 from kd.sections import ROLES, THRESHOLDS, page_of
-from kd.slices import flips, slices
+from kd.slices import slices
 
 __all__ = ["pictures_of", "report"]
 
@@ -102,7 +102,7 @@ def _figures(found: Findings, verdict: str) -> dict[str, Any]:
         "models": models,
         "slices": [asdict(one) for one in slices(p)],
         "flips": None if p.teacher is None else {
-            f"{role} is right": len(flips(p, role == "teacher")) for role in ROLES
+            f"{role} is right": len(found.flips[role]) for role in ROLES
         },
         "cascade": None if curve is None else [
             dict(zip(("threshold", "asked", "accuracy"), (t, *curve.at(t)), strict=True))

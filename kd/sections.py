@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from kd.calibration import fit_temperature
@@ -22,7 +21,7 @@ from kd.findings import Findings
 from kd.origins import Taught, teachers_of
 from kd.page import Block, Code, Page, Section, Table
 from kd.pictures import Point, intervals, pareto
-from kd.slices import FEW_ROWS, Share, flips, share_of, slices
+from kd.slices import FEW_ROWS, Share, interval_of, slices
 
 __all__ = ["ROLES", "THRESHOLDS", "page_of"]
 
@@ -118,7 +117,7 @@ def _scored(found: Findings, role: str) -> Iterator[list[str]]:
     lines = [m for m in _measured(found.bench[1]) if m["role"] == role] if found.bench else []
     for one in lines:
         rows, accuracy = found.bench[1]["rows"] if found.bench else 0, one["accuracy"]
-        share = _share(share_of(np.full(rows, accuracy))) if rows and accuracy is not None else ""
+        share = _share(interval_of(accuracy, rows)) if rows and accuracy is not None else ""
         # the predictions of the fit are those of PyTorch
         own = told if one["backend"] == "torch" else [""] * len(told)
         yield [one["name"], share, *own, *_cost(one, one["latency_ms"]["p50"])]
@@ -200,7 +199,7 @@ def _agreement(found: Findings) -> Iterator[Block]:
 
 def _flips(found: Findings) -> Iterator[Block]:
     for right, wrong in (ROLES, ROLES[::-1]):
-        every = flips(found.predictions, right == "teacher")
+        every = found.flips[right]
         if not every:
             yield f"There is no row that the {right} has right and the {wrong} wrong."
             continue

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kd.calibration import choices, cross_fitted
+from kd.calibration import choices, cross_fitted, surety
 from kd.data.sentence import NEGATIONS
 from kd.predictions import Predictions
 
@@ -27,9 +27,9 @@ __all__ = [
     "Slice",
     "cascade_curve",
     "flips",
+    "interval_of",
     "share_of",
     "slices",
-    "surety",
 ]
 
 FEW_ROWS = 30
@@ -116,7 +116,7 @@ class Curve:
 
 
 def share_of(right: NDArray[np.float64]) -> Share:
-    """Return the mean of what rows add to it, with Wilson's interval (Wilson 1927).
+    """Return the mean of what rows add to it, with its interval.
 
     Args:
         right: From 0 to 1 for each row, at least one; the interval is wider than need be where rows
@@ -125,15 +125,15 @@ def share_of(right: NDArray[np.float64]) -> Share:
     Returns:
         The share.
     """
-    rows, mean, z = len(right), float(right.mean()), _NORMAL_975
+    return interval_of(float(right.mean()), len(right))
+
+
+def interval_of(mean: float, rows: int) -> Share:
+    """Return a share of so many rows, at least one, with Wilson's interval (Wilson 1927)."""
+    z = _NORMAL_975
     middle = (mean + z**2 / (2 * rows)) / (1 + z**2 / rows)
     half = z * sqrt(mean * (1 - mean) / rows + (z / (2 * rows)) ** 2) / (1 + z**2 / rows)
     return Share(mean, max(0.0, middle - half), min(1.0, middle + half))
-
-
-def surety(found: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
-    """Return the probability of each row's choice or, of several, of the least sure one, `[N]`."""
-    return np.asarray(np.maximum(found, 1 - found).min(1) if multi_label else found.max(1))
 
 
 def slices(predictions: Predictions) -> list[Slice]:

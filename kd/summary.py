@@ -71,15 +71,14 @@ def measure(
     student = TorchModel.load(str(folder))
     order = [student.labels.index(label) for label in labels]
     several = student.multi_label
-    texts = tuple(row.text for row in rows.rows)
-    pairs = tuple(row.pair or "" for row in rows.rows)
+    texts, pairs = _read_by(rows.rows)
     found = Predictions(
         tuple(labels),
         several,
         texts,
-        pairs if any(pairs) else None,
+        pairs,
         label_tensor(rows.rows, len(labels) if several else None).numpy(),
-        Classifier(student).logits(texts, pairs if any(pairs) else None)[:, order],
+        Classifier(student).logits(texts, pairs)[:, order],
         row_logits(teacher, rows) if teacher else None,
     )
     own = score(
@@ -124,8 +123,7 @@ def score_teacher(teacher: Teacher, rows: Sequence[Row], accuracy: float, f1: fl
 def speed(model: TextClassifier, rows: Sequence[Row]) -> float:
     """Return the rows that a model answers per second on its device, after a warm-up."""
     classifier = Classifier(TorchModel(model))
-    texts = [row.text for row in rows]
-    pairs = [row.pair or "" for row in rows] if any(row.pair for row in rows) else None
+    texts, pairs = _read_by(rows)
 
     def ask(count: int) -> None:
         classifier.logits(texts[:count], pairs and pairs[:count])
@@ -182,3 +180,9 @@ def show(scores: Mapping[str, Score], folder: Path, rows: int, took: float, phas
 def as_plain(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
     """Return scores as plain values, for the manifest."""
     return {role: asdict(line) for role, line in scores.items()}
+
+
+def _read_by(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the texts of rows and, where there are any, their second texts."""
+    pairs = tuple(row.pair or "" for row in rows)
+    return tuple(row.text for row in rows), pairs if any(pairs) else None

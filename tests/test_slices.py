@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from kd.calibration import surety
 from kd.predictions import Predictions
-from kd.slices import cascade_curve, flips, share_of, slices, surety
+from kd.slices import cascade_curve, flips, share_of, slices
 
 TEXTS = (
     "good",

@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest
 
 from kd.answering import row_logits
 from kd.calibration import choices, is_right, probabilities
@@ -23,6 +22,7 @@ from kd.data.collate import EncodedRows, label_tensor
 from kd.data.datamodule import TextDataModule
 from kd.data.encode import View, encode
 from kd.module import DistillationModule
+from kd.slices import interval_of
 from kd.teachers import Teacher
 from kd.types import Row
 from kd.views import view_of
@@ -161,12 +161,13 @@ def check_answers(
     p, q = said.mean(axis=0), true.mean(axis=0)
     by_chance = float((p * q + (1 - p) * (1 - q)).mean() if several else (p * q).sum())
     always = float(np.maximum(q, 1 - q).mean() if several else q.max())
-    low, high = _interval(right, rows)
+    share = interval_of(right, rows)
+    low, high = share.low, share.high
     if not several:
         counts = said.T.astype(np.int64) @ true.astype(np.int64)
         _, order = linear_sum_assignment(counts, maximize=True)
         other = float(counts[names, order].sum() / rows)
-        if _interval(other, rows)[0] > max(high, always) and other > right + _BETTER:
+        if interval_of(other, rows).low > max(high, always) and other > right + _BETTER:
             moved = [f"{labels[a]} for {labels[b]}" for a, b in enumerate(order) if a != b]
             told = f"classes look swapped: {told}, on {other:.1%} if it says {', '.join(moved)}"
             advice = "correct the order of model.teacher's label_names, or data.label_map"
@@ -185,11 +186,6 @@ def _views(module: DistillationModule, max_length: int) -> dict[str, View]:
     views = {"student": view_of(module.student, max_length)}
     views |= module.teacher.views(max_length) if module.teacher else {}
     return {name: replace(view, reads="text") for name, view in views.items()}
-
-
-def _interval(share: float, rows: int) -> tuple[float, float]:
-    low, high = binomtest(round(share * rows), rows).proportion_ci(method="wilson")
-    return float(low), float(high)
 
 
 def _longer(lengths: NDArray[np.int64], limit: int) -> str:
