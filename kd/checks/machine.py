@@ -156,7 +156,7 @@ def check_time(seconds: Mapping[str, float], course: Course, per_step: float) ->
     told = f"about {in_words(sum(whole.values()))} ({', '.join([*parts, step])})"
     if course.validations >= 1:
         return [Finding("ok", "time", told)]
-    found = f"no validation in {course.steps:,.0f} steps, so no best student to export"
+    found = f"no validation in {course.steps:,.0f} steps, so no best student is chosen"
     advice = "lower trainer.val_check_interval, or train longer"
     return [Finding("ok", "time", told), Finding("error", "validation", found, advice)]
 
