@@ -198,19 +198,20 @@ def _write(results: Mapping[str, Any], root: str | None, made_from: Path) -> Pat
     """Write the figures, and the picture of those whose accuracy is known, as a run."""
     version = Path(results["run"]) if results["run"] else Path("runs", "bench", "version_0")
     run = claim(root or version.parent.parent, version.parent.name, command="bench")
-    run.update(references={"run" if results["run"] else "model": str(made_from)})
-    run.write_text("bench.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    points: dict[str, Point] = {}
-    for line in results["models"]:
-        name, latency = line["name"], line["latency_ms"]["p50"]
-        is_better = name not in points or latency < points[name].latency_ms
-        if line["accuracy"] is not None and is_better:
-            is_teacher = line["role"] == "teacher"
-            points[name] = Point(name, line["accuracy"], line["megabytes"], latency, is_teacher)
-    if points:
-        with replacing(run.path / "pareto.png") as file:
-            file.write(pareto(list(points.values())).png())
-    run.finish("finished")
+    with run.recorded():
+        run.update(references={"run" if results["run"] else "model": str(made_from)})
+        run.write_text("bench.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        points: dict[str, Point] = {}
+        for line in results["models"]:
+            name, latency = line["name"], line["latency_ms"]["p50"]
+            is_better = name not in points or latency < points[name].latency_ms
+            if line["accuracy"] is not None and is_better:
+                is_teacher = line["role"] == "teacher"
+                points[name] = Point(name, line["accuracy"], line["megabytes"], latency, is_teacher)
+        if points:
+            with replacing(run.path / "pareto.png") as file:
+                file.write(pareto(list(points.values())).png())
+        run.finish("finished")
     return run.path
 
 

@@ -105,17 +105,13 @@ def compare(
             fits.append(Fit(key, seed, [*words, f"--seed_everything={seed}"], recipe))
     run = claim(root, name, command="compare")
     print_line(f"run = {run.path}")
-    try:
+    with run.recorded():
         Training(run.path / "logs", Path(root), name, jobs).train(fits)
         run.update(references={fit.label: fit.version for fit in fits})
         facts = _judged(config, plan, fits, against)
         run.write_text("compare.json", json.dumps(facts, indent=2) + "\n")
         _show(run, facts)
         run.finish("finished")
-    except BaseException as error:
-        is_stop = isinstance(error, KeyboardInterrupt | SystemExit)
-        run.finish("interrupted" if is_stop else "failed", str(error) or type(error).__name__)
-        raise
 
 
 def _check(plan: Mapping[str, Variant], against: str, seeds: Sequence[int], jobs: int) -> None:

@@ -22,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from kd import ensembles, summary, tracking  # noqa: F401 - recipes name the ensembles' classes
+from kd import ensembles, tracking  # noqa: F401 - recipes name the ensembles' classes
 from kd.callbacks import (
     BestCheckpoint,
     MetricsFile,
@@ -38,12 +38,11 @@ from kd.console import print_line
 from kd.data import generated, synonyms  # noqa: F401 - recipes name their classes
 from kd.data.augment import Augmenter
 from kd.data.datamodule import TextDataModule
+from kd.delivery import deliver
 from kd.errors import ConfigError, KDError
-from kd.export import export_checkpoint
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.parsing import allow_imports, explain
-from kd.predictions import VALIDATION, write_predictions
 from kd.references import find_annotations, find_models, find_student
 from kd.runs import Run, answers_folder, check_name, claim, global_rank, variants_folder
 from kd.teachers import Teacher
@@ -177,8 +176,7 @@ class RecipeCLI(LightningCLI):
             print_line(f"run = {self.run.path}")
             parser = self._subcommand_parsers[self.config.subcommand]
             self.run.write_text("config.yaml", parser.dump(options, skip_none=False))
-            for spec in tracking.wandb_specs(options):
-                spec.init_args.save_dir = str(self.run.path)
+            tracking.prepare(options, self.run)
 
     def instantiate_classes(self) -> None:
         """Construct module, data and trainer; the models load later."""
@@ -241,7 +239,7 @@ class RecipeCLI(LightningCLI):
             resume = str(self.resume_from) if self.resume_from else ckpt_path
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, **options)
             if self.run is not None:
-                self._deliver(self.run, model, datamodule)
+                deliver(self.run, self.trainer, self.throughput, self.started)
 
     def validate(self, **options: Any) -> None:
         """Measure on the validation split."""
@@ -298,41 +296,16 @@ class RecipeCLI(LightningCLI):
         if self.run is not None:
             self.run.update(references=self.found | found)
 
-    def _deliver(self, run: Run, model: DistillationModule, data: TextDataModule) -> None:
-        """Export the best student, measure it beside its teacher, and close the run."""
-        started, folder = time.perf_counter(), run.path / "student"
-        if (run.path / "checkpoints" / "best.ckpt").is_file():
-            export_checkpoint(run.path, "best", folder)
-        else:
-            print_line("note: it was never validated in training, so the newest state is exported")
-            model.student.save(folder)
-        rows = data.encoded("validation")
-        found, scores = summary.measure(folder, rows, data.labels, model.measured_teacher)
-        write_predictions(run.path / VALIDATION, found)
-        if any(map(tracking.is_wandb, self.trainer.loggers)):
-            from kd.report import pictures_of  # draws, which takes a second to import
-
-            tracking.log_pictures(self.trainer.loggers, pictures_of(run.path))
-        self.throughput.phases["delivery"] = time.perf_counter() - started
-        results = {**summary.as_plain(scores), "steps": self.trainer.global_step}
-        run.update(results=results, seconds=self.throughput.phases)
-        run.finish("finished")
-        took = time.perf_counter() - self.started
-        summary.show(scores, run.path, len(rows), took, self.throughput.describe())
-
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Write into the manifest how the run ended, if it ended badly."""
         try:
             yield
         except BaseException as error:
-            if self.run is not None:
-                if not self.is_training:
-                    self.run.discard()  # nothing happened in it
-                elif isinstance(error, KeyboardInterrupt | SystemExit):
-                    self.run.finish("interrupted")
-                else:
-                    self.run.finish("failed", str(error) or type(error).__name__)
+            if self.run is not None and self.is_training:
+                self.run.break_off(error)
+            elif self.run is not None:
+                self.run.discard()  # nothing happened in it
             raise
         finally:
             if self.is_training:

@@ -47,15 +47,10 @@ def report(run: Path, output: Path | None = None) -> None:
         claimed = claim(version.parent.parent, version.parent.name, command="report")
         beside = {"bench": found.bench, "compare": found.compare}
         read = {name: str(one[0]) for name, one in beside.items() if one}
-        try:
+        with claimed.recorded():
             claimed.update(references={"run": str(version), **read})
             _write(claimed.path, files)
             claimed.finish("finished")
-        except BaseException as error:
-            is_stop = isinstance(error, KeyboardInterrupt | SystemExit)
-            told = str(error) or type(error).__name__
-            claimed.finish("interrupted" if is_stop else "failed", told)
-            raise
     else:
         _write(output, files)
     print_line(page.lead)

@@ -16,8 +16,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BufferedReader
@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from kd.errors import ConfigError, RunError
 from kd.files import replacing
+from kd.redaction import mask, redact
 
 __all__ = [
     "ANNOTATIONS",
@@ -53,21 +54,9 @@ MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.parquet"
 """Name of the file that a run of ``annotate`` writes."""
 
-_MASK = "***"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _VERSION = re.compile(r"version_([0-9]{1,9})")
-_ASSIGNMENT = re.compile(r"([\w.-]{1,200})[\"'\])]*\s*[:=]")
-_SECRET_KEY = re.compile(  # at the end of a word; `max_tokens` and `tokenizer` are no secrets
-    r"(keys?|token|secrets?|passwords?|passwd|passphrase|pwd|credentials?|auth(orization)?)"
-    r"(?-i:(?![a-z]))",
-    re.IGNORECASE,
-)
-_SECRET_VALUE = re.compile(  # in any text: user:password@host, known kinds of keys, HTTP headers
-    r"(?<=://)[^/\s\"']+(?=@)"
-    r"|\b(?:sk-|hf_|gh[opsu]_|github_pat_|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}"
-    r"|(?<=\bBearer )[^\s\"'\\]+"
-)
 
 
 def global_rank() -> int:
@@ -122,21 +111,6 @@ def _checksums(folder: Path) -> dict[str, dict[str, str | int]]:
                 with suppress(OSError), path.open("rb") as file:
                     found[relative] = checksum(file)
     return dict(sorted(found.items()))
-
-
-def _redact(arguments: Sequence[str]) -> list[str]:
-    """Return a command line without secrets: from a secret key on, an argument is masked."""
-    redacted: list[str] = []
-    is_value = False
-    for argument in arguments:
-        keys = (match for match in _ASSIGNMENT.finditer(argument) if _SECRET_KEY.search(match[1]))
-        match = next(keys, None)
-        if is_value and not argument.startswith("--"):
-            redacted.append(_MASK)
-        else:
-            redacted.append(argument[: match.end()] + _MASK if match else argument)
-        is_value = bool(re.match("-[^=]*$", argument) and _SECRET_KEY.search(argument))
-    return redacted
 
 
 def _package_versions() -> dict[str, str | None]:
@@ -225,6 +199,21 @@ class Run:
         manifest |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "status": status}
         self._write_manifest(manifest)
 
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Break off the run at an error in here."""
+        try:
+            yield
+        except BaseException as error:
+            self.break_off(error)
+            raise
+
+    def break_off(self, error: BaseException) -> None:
+        """Write into the manifest that, and why, the run came to no good end."""
+        is_stop = isinstance(error, KeyboardInterrupt | SystemExit)
+        told = None if is_stop else str(error) or type(error).__name__
+        self.finish("interrupted" if is_stop else "failed", told)
+
     def discard(self) -> None:
         """Remove the directory of a run in which nothing has happened yet."""
         shutil.rmtree(self.path)
@@ -247,7 +236,7 @@ class Run:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(manifest, indent=2, default=str) + "\n"
-        self.write_text(MANIFEST, _SECRET_VALUE.sub(_MASK, text))
+        self.write_text(MANIFEST, mask(text))
 
 
 def claim(root: str | Path, name: str, *, command: str, argv: Sequence[str] | None = None) -> Run:
@@ -287,7 +276,7 @@ def claim(root: str | Path, name: str, *, command: str, argv: Sequence[str] | No
             "version": int(path.name.removeprefix("version_")),
             "status": "running",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command_line": _redact(sys.argv if argv is None else argv),
+            "command_line": redact(sys.argv if argv is None else argv),
             "git": _git(),
             "versions": _package_versions(),
             "platform": platform.platform(),

@@ -15,8 +15,9 @@ from jsonargparse import Namespace
 
 from kd.errors import ConfigError
 from kd.pictures import Picture
+from kd.runs import Run
 
-__all__ = ["check_key", "finish", "is_wandb", "log_pictures", "wandb_specs"]
+__all__ = ["check_key", "finish", "is_wandb", "log_pictures", "prepare", "wandb_specs"]
 
 
 def is_wandb(logger: object) -> bool:
@@ -47,6 +48,12 @@ def check_key(options: Namespace) -> None:
                 "W&B has no key here: run `wandb login`, set WANDB_API_KEY, or set "
                 "WANDB_MODE=offline to log into the run directory only."
             )
+
+
+def prepare(options: Namespace, run: Run) -> None:
+    """Let W&B write into the run directory."""
+    for spec in wandb_specs(options):
+        spec.init_args.save_dir = str(run.path)
 
 
 def log_pictures(loggers: Iterable[Any], pictures: Sequence[Picture]) -> None:

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "pictures": 0,
+    "redaction": 0,
     "texts": 0,
     "console": 0,
     "timing": 0,
@@ -73,6 +74,7 @@ FLOORS = {
     "sections": 7,
     "serve": 7,
     "summary": 7,
+    "delivery": 8,
     "parsing": 8,
     "references": 8,
     "recipes": 9,
@@ -118,6 +120,7 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("shrink", "narrowing"),
     ("shrink", "pruning"),
     ("teachers", "views"),
+    ("tracking", "runs"),
     ("vocabulary", "errors"),
 }
 TOP_LEVEL = {
