@@ -323,7 +323,7 @@ def test_unwritable_root_is_refused_first(
 def test_failed_run_says_so_and_keeps_its_checkpoint(
     root: Path, csv_file: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kd.recipes.export_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr("kd.delivery.export_checkpoint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(root, csv_file, make_model())
     manifest = read_manifest(root / "run" / "version_0")
