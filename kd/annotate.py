@@ -46,7 +46,6 @@ _SCHEMA = pyarrow.schema(
     }
 )
 _CHUNK = 2000  # rows of the export that are in memory at once
-_INTERRUPTED = 130  # exit code of what Ctrl-C has stopped
 
 
 def annotate(
@@ -273,10 +272,10 @@ def _recorded(run: Run, tally: _Tally) -> Iterator[None]:
     """Write into the manifest how the run ended, if it did so before its end."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         run.finish("interrupted")
         print_line(f"kept = {tally}; nothing is lost, the same command continues")
-        raise SystemExit(_INTERRUPTED) from None
+        raise
     except PauseError as error:
         run.finish("interrupted", str(error))
         print_line(f"kept = {tally}; nothing is lost, the same command continues")

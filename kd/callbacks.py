@@ -5,9 +5,8 @@ Callbacks write where the run tells them; they know no objective and compute no 
 
 from __future__ import annotations
 
+import csv
 import json
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,17 @@ from kd.console import print_line
 from kd.data.datamodule import TextDataModule
 from kd.data.rows import Fields
 from kd.module import DistillationModule
-from kd.runs import Run, global_rank
+from kd.runs import Run
+from kd.saving import ResumeCheckpoint
 from kd.tracking import is_wandb
 from kd.types import Row
-
-_SAVE_SECONDS = 30.0
 
 _SHOWN = ("accuracy", "f1", "agreement", "loss", "objective")
 
 __all__ = [
-    "BestCheckpoint",
     "MetricsFile",
     "Milestones",
     "PredictionWriter",
-    "ResumeCheckpoint",
     "RunDirectory",
 ]
 
@@ -59,17 +55,20 @@ class RunDirectory(Callback):
         self.run = run
         self.references = dict(references)
         self.answers = answers
+        self.path: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell every rank; runs before the checkpoints and the models need a path."""
         mine = (str(self.run.path) if self.run else None, self.references)
-        path, self.references = trainer.strategy.broadcast(mine)
+        self.path, self.references = path, _ = trainer.strategy.broadcast(mine)
         assert isinstance(pl_module, DistillationModule)
         pl_module.follow(self.references)
         pl_module.answers_folder = self.answers
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and path:
                 callback.dirpath = str(Path(path, "checkpoints"))
+            if isinstance(callback, ResumeCheckpoint) and path:
+                callback.path = Path(path, "checkpoints", "resume.ckpt")
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +80,7 @@ class RunDirectory(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextDataModule)
         print_line(data.summary())
-        if data.explained is not None:
+        if data.explained is not None and trainer.ckpt_path is None:
             for logger in trainer.loggers:
                 logger.log_metrics(data.explained.figures(), step=0)
         if self.run is None:
@@ -97,75 +96,25 @@ class RunDirectory(Callback):
         keys = {"cache": ", ".join(folders)} if folders else None
         self.run.update(data=data.fingerprints(), wandb_id=wandb_id, keys=keys)
 
+    @rank_zero_only
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Begin ``metrics.csv`` with what the run that is continued measured until its save."""
+        old = Path(trainer.ckpt_path or "").parent.parent / MetricsFile.NAME
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile) and trainer.state.fn == "fit":
+                logger.continue_from(old, checkpoint["global_step"])
 
-class BestCheckpoint(ModelCheckpoint):
-    """Keep the checkpoint with the best value of a metric as ``best.ckpt``.
-
-    A resumed run takes over the best checkpoint and its score from the run that it continues.
-
-    Args:
-        monitor: Name of the metric; ``val/loss`` and ``val/objective`` are better when smaller.
-    """
-
-    def __init__(self, monitor: str) -> None:
-        super().__init__(
-            filename="best",
-            monitor=monitor,
-            mode="min" if monitor.endswith(("loss", "objective")) else "max",
-            save_top_k=1,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy the best checkpoint of the resumed run here, so that a worse one cannot win."""
-        score, old = state_dict.get("best_model_score"), Path(state_dict.get("best_model_path", ""))
-        if score is None or self.dirpath is None or not old.is_file():
-            return
-        new = Path(self.dirpath, old.name)
-        if global_rank() == 0 and new != old:
-            new.parent.mkdir(parents=True, exist_ok=True)
-            for file in old.parent.glob(f"*{old.name}*"):
-                shutil.copy2(file, new.parent / file.name)
-        self.best_model_path = self.kth_best_model_path = str(new)
-        self.best_model_score = self.kth_value = torch.as_tensor(score)
-        self.best_k_models = {str(new): self.best_model_score}
-        self.current_score = self.best_model_score
-
-
-class ResumeCheckpoint(ModelCheckpoint):
-    """Keep the newest state as ``resume.ckpt``, whatever its score.
-
-    Args:
-        steps: Training steps between two saves; one more is made at the end of the training, and
-            of an epoch where the last one is half a minute old.
-    """
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(
-            filename="resume",
-            monitor=None,
-            save_top_k=1,
-            every_n_train_steps=steps,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        self._every_n_epochs = 1  # Lightning's constructor takes steps or epochs, not both
-        self._saved = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save at the end of a whole epoch; one that `max_steps` cut counts as done in Lightning.
-
-        A run that continued from there would leave out the rest of that epoch's rows.
-        """
-        ends = trainer.fit_loop.done or trainer.current_epoch + 1 == trainer.max_epochs
-        is_due = ends or time.monotonic() - self._saved > _SAVE_SECONDS
-        if is_due and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            super().on_train_epoch_end(trainer, pl_module)
-            self._saved = time.monotonic()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start anew: the old run's file stays the old run's."""
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write down which rows were in a batch whose loss was no finite number."""
+        assert isinstance(pl_module, DistillationModule)
+        blamed = pl_module.guard.blamed
+        if self.path is not None and blamed is not None:
+            name = f"not_finite_rank_{trainer.global_rank}.json"
+            Path(self.path, name).write_text(json.dumps(blamed, indent=2) + "\n")
 
 
 class MetricsFile(CSVLogger):
@@ -174,6 +123,18 @@ class MetricsFile(CSVLogger):
     Args:
         folder: The run directory.
     """
+
+    NAME = ExperimentWriter.NAME_METRICS_FILE
+
+    def continue_from(self, old: Path, step: int) -> None:
+        """Begin with the lines of another file that were logged before a step."""
+        if not old.is_file():
+            return
+        with old.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        kept = [line for line in lines if float(line["step"]) < step]
+        writer = self.experiment
+        writer.metrics = [_filled(line) for line in kept] + writer.metrics
 
     def __init__(self, folder: Path) -> None:
         super().__init__(save_dir=folder, name="", version="")
@@ -185,6 +146,10 @@ class MetricsFile(CSVLogger):
         if self._experiment is None:
             self._experiment = _MetricsWriter(self.log_dir)
         return self._experiment  # type: ignore[return-value]
+
+
+def _filled(line: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if value}
 
 
 class _MetricsWriter(ExperimentWriter):

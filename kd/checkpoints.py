@@ -23,11 +23,20 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.serialization import MAP_LOCATION
 
+from kd.console import print_line
 from kd.errors import RunError
 from kd.files import replacing
-from kd.runs import checksum, process_identity, read_manifest, versions
+from kd.runs import checksum, job_of_slurm, process_identity, read_manifest, versions
 
-__all__ = ["MODEL_FOLDER", "SafeCheckpointIO", "last_valid", "resumable", "sweep"]
+__all__ = [
+    "MODEL_FOLDER",
+    "SafeCheckpointIO",
+    "last_valid",
+    "requeued",
+    "resumable",
+    "sweep",
+    "sweep_after",
+]
 
 _BEST = "best.ckpt"
 _RESUME = "resume.ckpt"
@@ -280,9 +289,31 @@ def resumable(resume: str | Path | None, *, root: str | Path, name: str) -> Path
             continue
         if manifest.get("status") == "finished":
             return None
-        if _is_valid(version / "checkpoints" / _RESUME):
+        path = version / "checkpoints" / _RESUME
+        if _is_valid(path):
             return _resume_of(version)
+        if path.exists():
+            print_line(
+                f"note: {path} is damaged or was never committed; an older one is looked for"
+            )
     return None
+
+
+def requeued(root: str | Path, name: str) -> Path | None:
+    """Return the version that this very job of SLURM was to continue when it was queued again."""
+    job = job_of_slurm()
+    if job is None or not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        return None
+    mine = [one for one in versions(Path(root, name)) if read_manifest(one).get("job") == job]
+    unfinished = [one for one in mine if read_manifest(one)["status"] != "finished"]
+    saved = [one for one in unfinished if _is_valid(one / "checkpoints" / _RESUME)]
+    return saved[-1] if saved and mine[-1] in unfinished else None
+
+
+def sweep_after(resume: Path) -> None:
+    """Remove what the killed saves of a run left, now that another run continues it."""
+    for path in sweep(resume.parent):
+        print_line(f"note: {path.name} of a save that was cut off is removed")
 
 
 def _resume_of(version: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd.errors import KDError, PauseError
+from kd.signals import INTERRUPTED, exit_when_terminated
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -60,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With 0 after help or version, with 2 after an error, with 75 after a pause, with
-            130 after Ctrl-C.
+            130 after Ctrl-C, with 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0] if arguments else "--help"
@@ -73,6 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise _unknown(command)
+        exit_when_terminated()
         _run(command, arguments)
     except KDError as error:
         sys.stdout.flush()
@@ -81,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt as stop:
         sys.stderr.write("kd: stopped\n")
-        raise SystemExit(130) from stop
+        raise SystemExit(INTERRUPTED) from stop
     except BrokenPipeError:
         # a reader such as head has enough; keep Python from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

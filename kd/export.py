@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -95,16 +94,12 @@ def export(
         raise ConfigError("public tells who sees what is pushed: add --push user/name.")
     folder = output or verify
     assert folder is not None
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing half stays behind
-    try:
-        if run is not None:
-            _export(_find(run), folder, checkpoint, onnx, max_accuracy_loss, push or str(folder))
-        else:
-            _verify(folder)
-        if push is not None:
-            _push(folder, push, public)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if run is not None:
+        _export(_find(run), folder, checkpoint, onnx, max_accuracy_loss, push or str(folder))
+    else:
+        _verify(folder)
+    if push is not None:
+        _push(folder, push, public)
 
 
 def export_checkpoint(run: Path, checkpoint: Literal["best", "resume"], folder: Path) -> None:

@@ -6,6 +6,7 @@ teacher. It knows no files: paths are chosen by the runs.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +18,18 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch.optim import Optimizer
 
 from kd.answering import rationale_embeddings, row_probabilities
 from kd.cache import CachedTeacher, Filling
 from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows
 from kd.data.encode import Reads, View
-from kd.errors import ConfigError, RunError
+from kd.errors import ConfigError
+from kd.guards import FiniteGuard, check_identity, check_weights, clip, identity
 from kd.layers import class_probabilities
 from kd.loss import check_rows, check_terms, equation, weighted_sum
-from kd.metrics import agreement_metric, classification_metrics
+from kd.metrics import StageMetrics
 from kd.models import EncoderClassifier
 from kd.objectives import (
     HardLabel,
@@ -39,11 +41,12 @@ from kd.optim import RateSchedule, build_adamw, build_schedule
 from kd.seq2seq import Seq2SeqClassifier
 from kd.teachers import Reference, Teacher
 from kd.timing import Stopwatch
-from kd.types import Batch, ModelInfo, Outputs
+from kd.types import Batch, Outputs
 from kd.views import view_of
 
 __all__ = ["DistillationModule"]
 
+_IN_BAR = ("val/accuracy", "val/f1")
 _ASKED_APART = frozenset({"logits", "again", "privileged", "rationale_logits"})
 
 
@@ -131,6 +134,8 @@ class DistillationModule(LightningModule):
         self.privileged = frozenset[str]().union(*(term.reads for term in kept.values()))
         self.answers_folder: Path | None = None
         self.teacher_time = Stopwatch(torch.device("cpu"))
+        self.guard = FiniteGuard()
+        self.measured = nn.ModuleDict()
         self.multi_label = False
         self._teacher_needs = frozenset({"logits"})
         self._steps = 1.0
@@ -235,18 +240,11 @@ class DistillationModule(LightningModule):
         return {**wanted, **(self.teacher.views(max_length) if self.teacher else {})}
 
     def _build_metrics(self, classes: int, multi_label: bool) -> None:
+        evaluated = tuple(self._evaluated) if self.taught else ()
+        means = ("loss", *(("objective", *evaluated) if evaluated else ()))
+        has_teacher = self.measured_teacher is not None
         for stage in ("val", "test"):
-            evaluated = tuple(self._evaluated) if self.taught else ()
-            means = ("loss", *(("objective", *evaluated) if evaluated else ()))
-            for name in means:  # Lightning's own mean rounds row counts
-                setattr(self, f"{stage}_mean_{name}", MeanMetric())
-            student = classification_metrics(classes, f"{stage}/", multi_label)
-            setattr(self, f"{stage}_student", student)
-            if self.measured_teacher is not None:
-                name = f"{stage}/teacher_"
-                metrics = classification_metrics(classes, name, multi_label)
-                setattr(self, f"{stage}_teacher", metrics)
-                setattr(self, f"{stage}_agreement", agreement_metric(classes, multi_label))
+            self.measured[stage] = StageMetrics(stage, classes, multi_label, means, has_teacher)
 
     @property
     def measured_teacher(self) -> Teacher | None:
@@ -279,10 +277,26 @@ class DistillationModule(LightningModule):
         """Note how long the run is, for what is scheduled."""
         self._steps = self.trainer.estimated_stepping_batches
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the weighted sum of the objectives on a batch."""
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw what is random in a batch, such as dropout, from its place in the run alone.
+
+        So a run that was cut off goes on exactly, whatever has been drawn before.
+        """
+        seed = self.trainer.datamodule.noise  # type: ignore[attr-defined]
+        random.seed(seed)
+        torch.manual_seed(seed)
+
+    def on_validation_start(self) -> None:
+        """Measure by what is scheduled for the next step, not by what the last one left behind."""
+        self._advance()
+
+    def _advance(self) -> None:
         for term in self.terms.values():
             term.advance(min(1.0, self.global_step / max(1, self._steps - 1)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the weighted sum of the objectives on a batch."""
+        self._advance()
         student = self._answer(batch)
         teacher = None
         if self.teacher is not None and self.taught:
@@ -291,12 +305,32 @@ class DistillationModule(LightningModule):
         values, loss = weighted_sum(self.terms, student, teacher, batch)
         if "logits" not in self.needs:
             loss = loss + 0.0 * student.logits.sum()  # DDP waits for a gradient of every weight
+        self.guard.see(loss, values, batch.index)
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % interval == 0:  # each costs a step of a small student dear
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-            terms = {f"train/{name}": value.detach() for name, value in values.items()}
-            self.log_dict(terms, batch_size=len(batch))
+            self._log_step({"loss": loss, **values})
         return loss
+
+    def _log_step(self, values: Mapping[str, Tensor]) -> None:
+        """Log now: Lightning would wait until after the save that may follow this step."""
+        named = {f"train/{name}": value.detach() for name, value in values.items()}
+        for name, value in named.items():
+            self.log(name, value, prog_bar=name == "train/loss", logger=False)
+        plain = {name: float(value) for name, value in named.items()}
+        for logger in self.loggers:
+            logger.log_metrics({**plain, "epoch": self.current_epoch}, step=self.global_step)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient, and refuse the step where loss or gradient is not a finite number."""
+        norm = clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        rate = optimizer.param_groups[0]["lr"]
+        self.guard.check(norm, self, self.global_step + 1, rate, scaled)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure student and teacher on a batch of the validation split."""
@@ -314,29 +348,18 @@ class DistillationModule(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         student, asked = self._answer(batch), self.measured_teacher
         teacher = asked(batch, self._teacher_needs) if asked else None
-        logits, size = student.logits, len(batch)
+        logits = student.logits
         entropy = masked_binary_cross_entropy if self.multi_label else masked_cross_entropy
         means = {"loss": entropy(logits, batch.labels)}
         if self.taught and (terms := self._evaluated):
             values, objective = weighted_sum(terms, student, teacher, batch)
             means |= {**values, "objective": objective}
-        for name, value in means.items():
-            mean = getattr(self, f"{stage}_mean_{name}")
-            mean.update(value, weight=size)
-            self.log(f"{stage}/{name}", mean, batch_size=size)
-        metrics, scores = getattr(self, f"{stage}_student"), self._probabilities(logits)
-        metrics.update(scores, batch.labels)
-        self.log_dict(metrics, batch_size=size, prog_bar=True)
-        if teacher is None:
-            return
-        targets = self._probabilities(teacher.logits)
-        teacher_metrics = getattr(self, f"{stage}_teacher")
-        teacher_metrics.update(targets, batch.labels)
-        self.log_dict(teacher_metrics, batch_size=size)
-        agreement = getattr(self, f"{stage}_agreement")
-        choices = (targets > 0.5).long() if self.multi_label else targets.argmax(dim=-1)
-        agreement.update(scores, choices)
-        self.log(f"{stage}/agreement", agreement, batch_size=size)
+        measured = self.measured[stage]
+        assert isinstance(measured, StageMetrics)
+        targets = None if teacher is None else self._probabilities(teacher.logits)
+        measured.update(means, batch.labels, self._probabilities(logits), targets)
+        for name, metric in measured.logged(teacher is not None):
+            self.log(name, metric, batch_size=len(batch), prog_bar=name in _IN_BAR)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return class_probabilities(logits, self.multi_label)
@@ -352,37 +375,20 @@ class DistillationModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which classes and vocabulary the weights belong to."""
-        checkpoint["student"] = _identity(self.student.info)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained with other classes or another vocabulary.
+        """Note which classes and vocabulary the weights belong to; save no broken ones.
 
         Args:
-            checkpoint: What was saved.
+            checkpoint: What will be saved.
 
         Raises:
-            RunError: If the checkpoint is not of this student.
+            RunError: If a weight is not a finite number.
         """
-        saved = checkpoint.get("student")
-        if saved is None:
-            raise RunError("The checkpoint was not written by kd: give one of a kd run.")
-        for name, ours in _identity(self.student.info).items():
-            if saved.get(name, ours) != ours:
-                raise RunError(
-                    f"The checkpoint's {name} ({saved[name]}) are not this recipe's ({ours}): "
-                    "give the checkpoint of a run of this recipe and data."
-                )
+        check_weights(checkpoint["state_dict"], self.global_step)
+        checkpoint["student"] = identity(self.student.info)
 
-
-def _identity(info: ModelInfo) -> dict[str, Any]:
-    """Return what a student's weights belong to."""
-    return {
-        "labels": list(info.labels),
-        "vocabulary": info.vocabulary,
-        "multi_label": info.multi_label,
-        "parameters": info.parameters,
-    }
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained with other classes or another vocabulary."""
+        check_identity(checkpoint.get("student"), self.student.info)
 
 
 def _cached(teacher: Teacher) -> Teacher:

@@ -15,7 +15,17 @@ from kd.errors import RunError
 from kd.layout import read_facts
 from kd.runs import is_reference, read_manifest, resolve, versions
 
-__all__ = ["Taught", "comparison_of", "essence", "recipe_of", "run_of", "teachers_of"]
+__all__ = [
+    "Taught",
+    "comparison_of",
+    "differences",
+    "essence",
+    "recipe_of",
+    "run_of",
+    "teachers_of",
+]
+
+_IN_CHECKPOINT = ("model.learning_rate", "model.weight_decay")
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,34 @@ def recipe_of(version: Path) -> dict[str, Any] | None:
         return essence(yaml.safe_load((version / "config.yaml").read_bytes()))
     except (OSError, yaml.YAMLError, RunError, KeyError, TypeError):
         return None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return in what a recipe differs from the one that it continues, a line for each key.
+
+    Args:
+        old: The :func:`essence` of what is continued.
+        new: That of what continues it.
+
+    Returns:
+        Lines such as ``trainer.max_epochs was 3 and is 5``.
+    """
+    before, now = _flat(old), _flat(new)
+    lines = []
+    for key in sorted({*before, *now}):
+        was, is_now = before.get(key), now.get(key)
+        if was != is_now:
+            stays = "; the checkpoint has its own, which stays" if key in _IN_CHECKPOINT else ""
+            lines.append(f"{key} was {was} and is {is_now}{stays}")
+    return lines
+
+
+def _flat(recipe: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in recipe.items():
+        inner = _flat(value, f"{before}{key}.") if isinstance(value, Mapping) and value else None
+        found |= {f"{before}{key}": value} if inner is None else inner
+    return found
 
 
 def comparison_of(version: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -16,22 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from kd import ensembles, tracking  # noqa: F401 - recipes name the ensembles' classes
-from kd.callbacks import (
-    BestCheckpoint,
-    MetricsFile,
-    Milestones,
-    PredictionWriter,
-    ResumeCheckpoint,
-    RunDirectory,
-)
-from kd.checkpoints import SafeCheckpointIO, resumable
+from kd.callbacks import MetricsFile, Milestones, PredictionWriter, RunDirectory
+from kd.checkpoints import SafeCheckpointIO, requeued, resumable, sweep_after
 from kd.checks.cheap import Checkup
 from kd.classifiers import TextClassifier
 from kd.console import print_line
@@ -40,11 +35,23 @@ from kd.data.augment import Augmenter
 from kd.data.datamodule import TextDataModule
 from kd.delivery import deliver
 from kd.errors import ConfigError, KDError
+from kd.guards import explain_failure
 from kd.module import DistillationModule
 from kd.objectives import Objective
+from kd.origins import differences, essence, recipe_of
 from kd.parsing import allow_imports, explain
 from kd.references import find_annotations, find_models, find_student
-from kd.runs import Run, answers_folder, check_name, claim, global_rank, variants_folder
+from kd.runs import (
+    Run,
+    answers_folder,
+    check_name,
+    claim,
+    global_rank,
+    job_of_slurm,
+    variants_folder,
+)
+from kd.saving import BestCheckpoint, ResumeCheckpoint
+from kd.signals import StopSignals, end_processes, follow_parent, requeue
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
@@ -70,6 +77,7 @@ class RunOptions:
         resume: Version folder to continue, or auto for the newest unfinished one of this name.
         monitor: Metric by which the best checkpoint is chosen.
         save_every: Training steps between two saves of the resume checkpoint.
+        save_minutes: Minutes after which it is saved whatever the number of steps.
     """
 
     name: str | None = None
@@ -77,6 +85,7 @@ class RunOptions:
     resume: str | None = None
     monitor: str = "val/accuracy"
     save_every: int = 500
+    save_minutes: float = 10.0
 
 
 def run_recipe(args: Sequence[str], only_fill: bool = False) -> None:
@@ -112,6 +121,7 @@ class RecipeCLI(LightningCLI):
         self.directory: RunDirectory | None = None
         self.is_training = False
         self.throughput = Throughput()
+        self.signals = StopSignals()
         self.started = time.perf_counter()
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -154,6 +164,12 @@ class RecipeCLI(LightningCLI):
         options: Namespace = self.config[self.config.subcommand]
         return options
 
+    @property
+    def _recipe(self) -> str:
+        """The options to the last default, as YAML."""
+        parser = self._subcommand_parsers[self.config.subcommand]
+        return str(parser.dump(self.options, skip_none=False))
+
     def before_instantiate_classes(self) -> None:
         """Claim the run directory on rank 0, and write down the recipe."""
         options = self.options
@@ -174,8 +190,7 @@ class RecipeCLI(LightningCLI):
             old = self.resume_from and self.resume_from.parent.parent
             self.run.update(seed=options.seed_everything, resumed_from=old)
             print_line(f"run = {self.run.path}")
-            parser = self._subcommand_parsers[self.config.subcommand]
-            self.run.write_text("config.yaml", parser.dump(options, skip_none=False))
+            self.run.write_text("config.yaml", self._recipe)
             tracking.prepare(options, self.run)
 
     def instantiate_classes(self) -> None:
@@ -190,34 +205,41 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Construct the trainer around the run directory."""
-        trainer = self._get(self.config_init, "trainer")
+        given = self._get(self.config_init, "trainer")
         folder = self.run.path if self.run else Path(self.options.run.root)
-        if trainer.enable_progress_bar is None:
+        if given.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
         if self.only_fill:
             kwargs |= {"max_steps": 0, "num_sanity_val_steps": 0}
             kwargs |= {"logger": False, "enable_checkpointing": False}
-        elif not trainer.fast_dev_run:
-            kwargs["logger"] = [MetricsFile(folder), *_as_list(trainer.logger)]
+        elif not given.fast_dev_run:
+            kwargs["logger"] = [MetricsFile(folder), *_as_list(given.logger)]
             kwargs["enable_checkpointing"] = self.config.subcommand == "fit"
-        answers = None if trainer.fast_dev_run else answers_folder(self.options.run.root)
+        answers = None if given.fast_dev_run else answers_folder(self.options.run.root)
         self.directory = RunDirectory(self.run, {}, answers)
-        callbacks = [self.directory, *_as_list(trainer.callbacks), Milestones(), self.throughput]
-        if self.config.subcommand == "fit" and not (trainer.fast_dev_run or self.only_fill):
+        callbacks = [self.directory, *_as_list(given.callbacks), Milestones(), self.throughput]
+        if self.config.subcommand == "fit" and not (given.fast_dev_run or self.only_fill):
             callbacks.append(Checkup(self.options))
             callbacks.append(BestCheckpoint(self.options.run.monitor))
-            callbacks.append(ResumeCheckpoint(self.options.run.save_every))
+            every, minutes = self.options.run.save_every, self.options.run.save_minutes
+            callbacks.append(ResumeCheckpoint(every, minutes, self.signals))
         if self.config.subcommand == "predict":
             callbacks.append(PredictionWriter(self.run))
-        shows_bar = kwargs.get("enable_progress_bar", trainer.enable_progress_bar)
+        shows_bar = kwargs.get("enable_progress_bar", given.enable_progress_bar)
         if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             callbacks=callbacks,
-            plugins=[*_as_list(trainer.plugins), SafeCheckpointIO()],
+            plugins=[*_as_list(given.plugins), SafeCheckpointIO()],
             default_root_dir=str(folder),
             **kwargs,
         )
+        # Lightning's handlers hang several ranks, and end them with 0; ours are in `signals`
+        connector: Any = trainer._signal_connector
+        connector.register_signal_handlers = lambda: None
+        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and global_rank() > 0:
+            follow_parent()
+        return trainer
 
     def fit(
         self,
@@ -278,11 +300,18 @@ class RecipeCLI(LightningCLI):
                 self.run.finish("finished")
 
     def _checkpoint_to_resume(self) -> Path | None:
-        wanted = self.options.run.resume
+        root, name = self.options.run.root, self.options.run.name
+        wanted = self.options.run.resume or requeued(root, name)
         if wanted is None:
             return None
-        found = resumable(wanted, root=self.options.run.root, name=self.options.run.name)
-        print_line(f"resume = {found or 'nothing to continue, so a fresh start'}")
+        found = resumable(wanted, root=root, name=name)
+        if global_rank() == 0:
+            print_line(f"resume = {found or 'nothing to continue, so a fresh start'}")
+        if global_rank() == 0 and found:
+            sweep_after(found)
+            old = recipe_of(found.parent.parent) or {}
+            for line in differences(old, essence(yaml.safe_load(self._recipe))):
+                print_line(f"note: {line}")
         return found
 
     def _find_references(self, model: DistillationModule, train_missing: bool) -> None:
@@ -298,18 +327,36 @@ class RecipeCLI(LightningCLI):
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        """Write into the manifest how the run ended, if it ended badly."""
-        try:
-            yield
-        except BaseException as error:
-            if self.run is not None and self.is_training:
-                self.run.break_off(error)
-            elif self.run is not None:
-                self.run.discard()  # nothing happened in it
-            raise
-        finally:
-            if self.is_training:
-                tracking.finish()
+        """Write into the manifest how the run ended, if it ended badly, and end it on all ranks."""
+        with self.signals.handled():
+            try:
+                yield
+            except BaseException as error:
+                known = None if isinstance(error, KDError) else explain_failure(error, self._sizes)
+                if self.run is not None and self.is_training:
+                    self.run.break_off(known or error)
+                elif self.run is not None:
+                    self.run.discard()  # nothing happened in it
+                if known is not None:
+                    raise known from error
+                raise
+            finally:
+                if self.is_training:
+                    tracking.finish()
+                    launcher = self.trainer.strategy.launcher
+                    end_processes(getattr(launcher, "procs", None) or [])
+                job = job_of_slurm()
+                if self.run is not None and job and self.signals.asks_to_requeue:
+                    requeue(job)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """What of the options takes memory now, for a sentence about it."""
+        names = ["eval_batch_size"]
+        if not self.is_training or self.trainer.training:
+            names.append("batch_size")
+        sizes = {name: int(self.options.data[name]) for name in names}
+        return {**sizes, "accumulate_grad_batches": self.options.trainer.accumulate_grad_batches}
 
 
 def _recipe_name(options: Namespace) -> str:

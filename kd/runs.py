@@ -40,6 +40,7 @@ __all__ = [
     "claim",
     "global_rank",
     "is_reference",
+    "job_of_slurm",
     "process_identity",
     "read_manifest",
     "resolve",
@@ -67,6 +68,13 @@ def global_rank() -> int:
     order = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     rank = next((int(os.environ[key]) for key in order if os.environ.get(key)), 0)
     return rank or max(int(os.environ.get(key) or 0) for key in ("NODE_RANK", "GROUP_RANK"))
+
+
+def job_of_slurm() -> str | None:
+    """Return the job of SLURM that this process is part of, as its commands name it, or null."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    return job if job and re.fullmatch("[0-9_]+", job) else None
 
 
 def check_name(name: str) -> str:
@@ -283,6 +291,7 @@ def claim(root: str | Path, name: str, *, command: str, argv: Sequence[str] | No
             "hostname": platform.node(),
             "pid": os.getpid(),
             "process": process_identity(os.getpid()),
+            "job": job_of_slurm(),
             **dict.fromkeys(("seed", "data", "references", "keys", "resumed_from", "wandb_id")),
             **dict.fromkeys(("results", "seconds", "finished", "error", "checksums")),
         }

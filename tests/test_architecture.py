@@ -14,6 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "calibration": 0,
+    "guards": 1,
+    "signals": 1,
     "errors": 0,
     "files": 0,
     "pictures": 0,
@@ -55,6 +57,7 @@ FLOORS = {
     "runs": 5,
     "checkpoints": 5,
     "callbacks": 5,
+    "saving": 5,
     "throughput": 5,
     "tracking": 5,
     "layout": 5,
@@ -90,6 +93,7 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("cache", "asking"),
     ("callbacks", "checkpoints"),
     ("callbacks", "runs"),
+    ("callbacks", "saving"),
     ("callbacks", "tracking"),
     ("checkpoints", "runs"),
     ("classifiers", "configuration"),
@@ -112,6 +116,7 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("report", "findings"),
     ("report", "sections"),
     ("sections", "findings"),
+    ("saving", "runs"),
     ("seq2seq", "classifiers"),
     ("seq2seq", "configuration"),
     ("seq2seq", "layers"),
@@ -130,7 +135,7 @@ TOP_LEVEL = {
 }  # fmt: skip
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
-LARGEST_PACKAGE = 24500  # a fifth of it docstrings, which are the CLI's help
+LARGEST_PACKAGE = 25500  # a fifth of it docstrings, which are the CLI's help
 LONGEST_RECIPE = 40
 DEEPEST_CLASS = 2
 

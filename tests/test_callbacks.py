@@ -8,20 +8,15 @@ import pytest
 import torch
 from lightning import Callback
 
-from kd.callbacks import (
-    BestCheckpoint,
-    MetricsFile,
-    Milestones,
-    PredictionWriter,
-    ResumeCheckpoint,
-    RunDirectory,
-)
+from kd.callbacks import MetricsFile, Milestones, PredictionWriter, RunDirectory
 from kd.data.datamodule import TextDataModule
 from kd.data.sources import Source
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import HardLabel, LogitKD
 from kd.runs import claim, read_manifest
+from kd.saving import BestCheckpoint, ResumeCheckpoint
+from kd.signals import StopSignals
 from kd.teachers import ModelTeacher
 from tests.conftest import LABELS
 from tests.test_module import trainer_of
@@ -64,9 +59,12 @@ def student(make_model):
 def scored_fit(student, csv_file, tmp_path):
     """Return a function that fits 4 steps per epoch, with given scores, in a new run."""
 
-    def fit(scores, steps=1000, resume=None, monitor="val/accuracy", max_epochs=None):
+    def fit(scores, steps=1000, minutes=10, resume=None, max_epochs=None):
         run = claim(tmp_path / "runs", "scored", command="fit")
-        best, newest = BestCheckpoint(monitor), ResumeCheckpoint(steps)
+        best, newest = (
+            BestCheckpoint("val/accuracy"),
+            ResumeCheckpoint(steps, minutes, StopSignals()),
+        )
         trainer = trainer_of(
             RunDirectory(run, {}),
             Scores(scores),
@@ -93,7 +91,6 @@ def test_best_keeps_the_best_and_resume_the_newest(scored_fit):
     assert read(run, "best.ckpt")["global_step"] == 8
     assert read(run, "resume.ckpt")["global_step"] == 12
     assert float(best.best_model_score) == pytest.approx(0.9)
-    assert newest.monitor is None
 
 
 def test_a_loss_is_better_when_smaller():
@@ -101,20 +98,19 @@ def test_a_loss_is_better_when_smaller():
     assert BestCheckpoint("val/f1").mode == "max"
 
 
-@pytest.mark.parametrize(("seconds", "wanted"), [(0.0, [3, 4, 6, 8]), (30.0, [3, 6, 8])])
-def test_resume_is_saved_every_few_steps_and_at_the_end_of_long_epochs(
-    scored_fit, monkeypatch, seconds, wanted
+@pytest.mark.parametrize(("minutes", "wanted"), [(0, [1, 2, 3, 4, 5, 6, 7, 8]), (10, [3, 6, 8])])
+def test_resume_is_saved_every_few_steps_or_minutes_and_at_the_end(
+    scored_fit, monkeypatch, minutes, wanted
 ):
-    monkeypatch.setattr("kd.callbacks._SAVE_SECONDS", seconds)
     saved = []
-    save = ResumeCheckpoint._save_checkpoint
+    save = ResumeCheckpoint._save
 
-    def noted(self, trainer, path):
+    def noted(self, trainer):
         saved.append(trainer.global_step)
-        save(self, trainer, path)
+        save(self, trainer)
 
-    monkeypatch.setattr(ResumeCheckpoint, "_save_checkpoint", noted)
-    scored_fit([0.2, 0.3], steps=3)
+    monkeypatch.setattr(ResumeCheckpoint, "_save", noted)
+    scored_fit([0.2, 0.3], steps=3, minutes=minutes)
     assert saved == wanted
 
 
@@ -159,7 +155,7 @@ def distilled(make_model, student, csv_file, tmp_path):
         RunDirectory(run, {}),
         Milestones(),
         BestCheckpoint("val/accuracy"),
-        ResumeCheckpoint(2),
+        ResumeCheckpoint(2, 10, StopSignals()),
         enable_checkpointing=True,
         logger=MetricsFile(run.path),
         default_root_dir=str(run.path),

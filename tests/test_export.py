@@ -29,7 +29,7 @@ from kd.calibration import (
     probabilities,
     reliability,
 )
-from kd.callbacks import BestCheckpoint, ResumeCheckpoint, RunDirectory
+from kd.callbacks import RunDirectory
 from kd.checkpoints import SafeCheckpointIO
 from kd.data.datamodule import TextDataModule
 from kd.data.sources import Source
@@ -42,7 +42,9 @@ from kd.module import DistillationModule
 from kd.objectives import HardLabel
 from kd.predictions import VALIDATION, Predictions, read_predictions, write_predictions
 from kd.runs import claim
+from kd.saving import BestCheckpoint, ResumeCheckpoint
 from kd.seq2seq import Seq2SeqClassifier
+from kd.signals import StopSignals
 from tests.conftest import LABELS, SIZES, TEXTS
 from tests.test_module import trainer_of
 
@@ -73,7 +75,7 @@ def make_run(root, student):
     trainer = trainer_of(
         RunDirectory(run, {}),
         BestCheckpoint("val/accuracy"),
-        ResumeCheckpoint(100),
+        ResumeCheckpoint(100, 10, StopSignals()),
         max_epochs=10,
         enable_checkpointing=True,
         default_root_dir=str(run.path),
@@ -170,6 +172,7 @@ def test_every_backend_answers_as_the_pipeline_does(shipped):
     assert names == {"0": LABELS[0], "1": LABELS[1]}
 
 
+@pytest.mark.fault(37)
 def test_an_export_cuts_texts_where_training_did(trained, tmp_path):
     run, _ = trained
     export_checkpoint(run, "best", tmp_path / "student")
@@ -261,6 +264,7 @@ def test_what_is_stated_was_measured(world, shipped):
     assert facts.inputs == ("input_ids", "attention_mask", "token_type_ids")
 
 
+@pytest.mark.fault(5)
 def test_every_file_is_guarded_against_a_flipped_byte(copied, capsys):
     files = [path for path in copied.rglob("*") if path.is_file()]
     assert len(files) == 9

@@ -26,7 +26,7 @@ from kd.vocabulary import train_wordpiece
 from tests.conftest import LABELS, TEXTS
 
 # The losses of a fixed run: a change that should change no result keeps them.
-GOLDEN = [0.34569, 0.3469, 0.358363, 0.347097, 0.341009, 0.355209, 0.355017, 0.35594]
+GOLDEN = [0.345321, 0.347636, 0.365724, 0.345033, 0.342532, 0.351604, 0.354357, 0.35753]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -234,6 +234,7 @@ def test_a_batch_without_any_label_teaches_through_the_teacher(make_module, csv_
     assert all(logged["train/logits"] > 0 for logged in watcher.logged)
 
 
+@pytest.mark.fault(36)
 def test_a_teacher_of_another_vocabulary_reads_its_own_ids(
     make_module, make_model, csv_file, monkeypatch
 ):
@@ -260,6 +261,7 @@ def test_a_teacher_of_another_vocabulary_reads_its_own_ids(
     assert watcher.losses
 
 
+@pytest.mark.fault(34)
 def test_a_teacher_with_classes_in_another_order_is_aligned_by_name(
     make_module, make_model, csv_file
 ):

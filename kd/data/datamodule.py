@@ -325,10 +325,14 @@ class TextDataModule(LightningDataModule):
         self._position = (state_dict["epoch"], state_dict["batch"])
 
     @property
+    def noise(self) -> int:
+        """A seed for the batch given out last: of the run's seed, epoch, batch and rank alone."""
+        place = [self._seed, *self.state_dict().values(), self._ranks[0]]
+        return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+    @property
     def _ranks(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
     def _device(self) -> torch.device:
