@@ -56,6 +56,7 @@ class RunDirectory(Callback):
         self.references = dict(references)
         self.answers = answers
         self.path: str | None = None
+        self.was_training = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell every rank; runs before the checkpoints and the models need a path."""
@@ -109,7 +110,8 @@ class RunDirectory(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write down which rows were in a batch whose loss was no finite number."""
+        """Note where it was; write down the rows of a batch whose loss was no finite number."""
+        self.was_training = bool(trainer.training)
         assert isinstance(pl_module, DistillationModule)
         blamed = pl_module.guard.blamed
         if self.path is not None and blamed is not None:

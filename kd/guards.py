@@ -160,7 +160,7 @@ def _blame(
 ) -> tuple[dict[str, float], list[int], str]:
     """Return terms and rows of the first loss that is not finite, and its name; else all rows."""
     for loss, terms, rows in seen:
-        values = {name: float(value) for name, value in terms.items()}
+        values = {name: float(value.detach()) for name, value in terms.items()}
         if not bool(torch.isfinite(loss)):
             bad = [f"{name} = {one}" for name, one in values.items() if not math.isfinite(one)]
             fine = [f"{name} = {one:.4g}" for name, one in values.items() if math.isfinite(one)]

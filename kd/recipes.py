@@ -353,7 +353,7 @@ class RecipeCLI(LightningCLI):
     def _sizes(self) -> dict[str, int]:
         """What of the options takes memory now, for a sentence about it."""
         names = ["eval_batch_size"]
-        if not self.is_training or self.trainer.training:
+        if self.directory is not None and self.directory.was_training:
             names.append("batch_size")
         sizes = {name: int(self.options.data[name]) for name in names}
         return {**sizes, "accumulate_grad_batches": self.options.trainer.accumulate_grad_batches}

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from lightning import Callback
 from kd.cli import main
 from kd.module import DistillationModule
 from kd.runs import read_manifest, versions
-from kd.saving import ResumeCheckpoint
 from tests import soak
 
 BATCHES = 34  # of an epoch; accumulation is over 3, validation after 11, 22 and 33 of them
@@ -28,12 +26,18 @@ class Cut(Callback):
         at: Name of the hook.
         batch: Of the epoch, from 1.
         epoch: From 0.
-        by: Name of the signals to send, one after the other, or ``death``.
+        by: Names of the signals to send, one after the other, or ``death``.
+        rank: Whose process it is.
+        to_all: Whether every process gets the signals.
     """
 
-    def __init__(self, at: str, batch: int, epoch: int, by: str) -> None:
+    def __init__(
+        self, at: str, batch: int, epoch: int, by: str, rank: int = 0, to_all: bool = False
+    ) -> None:
         self.place = at, epoch, batch
         self.by = by
+        self.rank = rank
+        self.to_all = to_all
 
     def on_train_batch_start(self, trainer, *rest):
         self.cut(trainer, "batch_start")
@@ -52,13 +56,16 @@ class Cut(Callback):
 
     def cut(self, trainer, at):
         place = at, *trainer.datamodule.state_dict().values()
-        if trainer.sanity_checking or place != self.place:
+        if trainer.sanity_checking or place != self.place or trainer.global_rank != self.rank:
             return
         if self.by == "death":
             raise ZeroDivisionError
         self.place = None
         for name in self.by.split():
-            os.kill(os.getpid(), signal.Signals[name])
+            if self.to_all:
+                os.killpg(os.getpgid(0), signal.Signals[name])
+            else:
+                os.kill(os.getpid(), signal.Signals[name])
 
 
 @pytest.fixture(autouse=True)
@@ -77,17 +84,18 @@ def world(tmp_path_factory):
     return recipe, folder / "runs" / "soak" / "version_0", soak.rows_of(journal)
 
 
-def train(recipe, root, journal, *words, cut=None):
+def cutting(at, epoch, batch, by, **more):
+    """Return the word of a command line that cuts its training."""
+    given = {"at": at, "epoch": epoch, "batch": batch, "by": by, **more}
+    spec = {"class_path": "tests.test_resume.Cut", "init_args": given}
+    return f"--trainer.callbacks+={json.dumps(spec)}"
+
+
+def train(recipe, root, journal, *words):
     """Train, from where the newest run was cut off; return the exit code."""
     journal.mkdir(exist_ok=True)
-    words = [*soak.command(recipe, root, journal), *words]
-    if cut is not None:
-        names = dict(zip(("at", "epoch", "batch", "by"), cut, strict=True))
-        words += [
-            f"--trainer.callbacks+={json.dumps({'class_path': 'tests.test_resume.Cut', 'init_args': names})}"
-        ]
     try:
-        main(words)
+        main([*soak.command(recipe, root, journal), *words])
     except SystemExit as end:
         return end.code
     except ZeroDivisionError:
@@ -121,7 +129,7 @@ PLACES = [
 def test_a_training_cut_off_anywhere_ends_as_if_it_never_was(world, tmp_path, capsys, place, by):
     recipe, whole, rows = world
     root, journal = tmp_path / "runs", tmp_path / "journal"
-    code = train(recipe, root, journal, cut=(*place, by))
+    code = train(recipe, root, journal, cutting(*place, by))
     assert code == ("death" if by == "death" else 143)
     first = root / "soak" / "version_0"
     status = read_manifest(first)["status"]
@@ -131,3 +139,73 @@ def test_a_training_cut_off_anywhere_ends_as_if_it_never_was(world, tmp_path, ca
     assert train(recipe, root, journal) == 0
     assert soak.differences(whole, versions(root / "soak")[-1]) == []
     assert soak.rows_of(journal) == rows
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("lost", ["noise", "position", "schedules"])
+def test_what_a_resume_needs_is_all_needed(world, tmp_path, monkeypatch, lost):
+    recipe, whole, _ = world
+    root, journal = tmp_path / "runs", tmp_path / "journal"
+    assert train(recipe, root, journal, cutting("batch_end", 0, 33, "SIGTERM")) == 143
+    if lost == "noise":
+        monkeypatch.setattr(DistillationModule, "on_train_batch_start", lambda *_: None)
+    elif lost == "position":
+        monkeypatch.setattr("kd.data.datamodule.TextDataModule.load_state_dict", lambda *_: None)
+    else:
+        monkeypatch.setattr(DistillationModule, "on_validation_start", lambda *_: None)
+    assert train(recipe, root, journal) == 0
+    assert soak.differences(whole, versions(root / "soak")[-1]) != []
+
+
+@pytest.mark.fault(10)
+def test_the_number_of_augmentation_workers_changes_nothing(world, tmp_path):
+    recipe, whole, rows = world
+    root, journal = tmp_path / "runs", tmp_path / "journal"
+    cut = cutting("batch_end", 0, 20, "SIGTERM")
+    assert train(recipe, root, journal, "--data.augment.processes=2", cut) == 143
+    shutil.rmtree(root / ".cache")  # the variants and the teacher's answers are made anew
+    assert train(recipe, root, journal, "--data.augment.processes=1") == 0
+    assert soak.differences(whole, versions(root / "soak")[-1]) == []
+    assert soak.rows_of(journal) == rows
+
+
+def test_a_resume_says_what_differs_and_sweeps_what_a_kill_left(world, tmp_path, capsys):
+    recipe, _, _ = world
+    root, journal = tmp_path / "runs", tmp_path / "journal"
+    assert train(recipe, root, journal, cutting("batch_end", 0, 20, "SIGTERM")) == 143
+    half = root / "soak" / "version_0" / "checkpoints" / ".resume.ckpt.0123abcd.tmp"
+    half.write_bytes(b"half of a save")
+    capsys.readouterr()
+    words = ["--model.learning_rate=1e-3", "--trainer.max_epochs=1"]
+    assert train(recipe, root, journal, *words) == 0
+    told = capsys.readouterr().out
+    assert "model.learning_rate was 0.02 and is 0.001; the checkpoint has its own" in told
+    assert "trainer.max_epochs was 2 and is 1" in told
+    assert "seed" not in told
+    assert half.name in told
+    assert not half.exists()
+
+
+@pytest.mark.fault(4)
+def test_auto_passes_over_a_damaged_checkpoint_and_says_so(world, tmp_path, capsys):
+    recipe, whole, rows = world
+    root, journal = tmp_path / "runs", tmp_path / "journal"
+    assert train(recipe, root, journal, cutting("batch_end", 0, 20, "SIGTERM")) == 143
+    assert train(recipe, root, journal, cutting("batch_end", 1, 20, "SIGTERM")) == 143
+    broken = root / "soak" / "version_1" / "checkpoints" / "resume.ckpt"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    capsys.readouterr()
+    assert train(recipe, root, journal) == 0
+    told = capsys.readouterr().out
+    assert f"{broken} is damaged" in told
+    last = versions(root / "soak")[-1]
+    assert read_manifest(last)["resumed_from"] == str(root / "soak" / "version_0")
+    assert soak.differences(whole, last) == []
+    assert soak.rows_of(journal) == rows
+
+
+@pytest.mark.fault(22)
+def test_a_checkpoint_holds_tensors_and_plain_values(world):
+    _, whole, _ = world
+    kept = torch.load(whole / "checkpoints" / "resume.ckpt", weights_only=True)
+    assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} <= kept.keys()
