@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from kd.errors import RunError
 from kd.origins import essence, recipe_of
 from kd.predictions import VALIDATION
 from kd.runs import process_identity, read_manifest, resolve, versions
+from kd.signals import end_processes, ended
 
 __all__ = ["Fit", "Training"]
 
@@ -78,12 +79,14 @@ class Training:
         root: Folder of all runs.
         name: What the names of those runs begin with that are used again.
         jobs: Fits at the same time.
+        running: Their processes, those that have ended too.
     """
 
     logs: Path
     root: Path
     name: str
     jobs: int
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def train(self, fits: Sequence[Fit]) -> None:
         """Give each fit its run; recipes that count epochs get the steps of the first fit.
@@ -109,7 +112,11 @@ class Training:
                 together.append(fit)
             taught.add(teacher)
         with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(self._make, together))  # after an error, what waits does not start
+            try:
+                list(pool.map(self._make, together))  # after an error, what waits does not start
+            except BaseException:
+                end_processes(self.running)
+                raise
         if len({fit.steps for fit in fits}) > 1:
             told = ", ".join(f"{fit.label}: {fit.steps:,}" for fit in fits)
             raise RunError(f"The fits took unequal steps ({told}): set trainer.max_steps for all.")
@@ -154,11 +161,15 @@ class Training:
                 command.append(f"--run.resume={version}")
                 break
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        shared = {"OMP_NUM_THREADS": str(threads)} if self.jobs > 1 else {}
+        shared = {"WANDB_RUN_GROUP": self.name}
+        shared |= {"OMP_NUM_THREADS": str(threads)} if self.jobs > 1 else {}
         log = self.logs / f"{fit.variant}_{fit.seed}.log"
         with log.open("wb") as file:
             places: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT}
-            code = subprocess.run(command, env={**shared, **os.environ}, **places).returncode
+            process = subprocess.Popen(command, env={**shared, **os.environ}, **places)
+            self.running.append(process)
+            with ended(process):
+                code = process.wait()
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         run = next((line[6:] for line in said if line.startswith("run = ")), None)
         if code or run is None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from kd.budget import Shape, shape_of
 from kd.classifiers import TextClassifier
 from kd.configuration import read_config
 from kd.errors import ConfigError, ModelError
@@ -73,6 +74,12 @@ class EncoderClassifier(TextClassifier):
             )
         self.keep_layers = keep_layers
         self.shrink = shrink
+        self._chosen: Shape | None = None
+
+    def keep_shape(self, folder: Path) -> None:
+        """Have the layers of a model of this recipe: a budget would measure this machine anew."""
+        if self.shrink is not None and self.shrink.has_budget:
+            self._chosen = shape_of(AutoConfig.from_pretrained(folder))
 
     def load(
         self,
@@ -91,7 +98,7 @@ class EncoderClassifier(TextClassifier):
         if self.shrink is not None:
             with quiet():
                 network, tokenizer, self.notes = shrunk(
-                    network, tokenizer, list(texts), self.shrink
+                    network, tokenizer, list(texts), self.shrink, self._chosen
                 )
         self._take(network, tokenizer)
 

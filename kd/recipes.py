@@ -26,7 +26,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from kd import ensembles, tracking  # noqa: F401 - recipes name the ensembles' classes
 from kd.callbacks import MetricsFile, Milestones, PredictionWriter, RunDirectory
-from kd.checkpoints import SafeCheckpointIO, requeued, resumable, sweep_after
+from kd.checkpoints import MODEL_FOLDER, SafeCheckpointIO, requeued, resumable, sweep_after
 from kd.checks.cheap import Checkup
 from kd.classifiers import TextClassifier
 from kd.console import print_line
@@ -36,6 +36,7 @@ from kd.data.datamodule import TextDataModule
 from kd.delivery import deliver
 from kd.errors import ConfigError, KDError
 from kd.guards import explain_failure
+from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.origins import differences, essence, recipe_of
@@ -256,6 +257,8 @@ class RecipeCLI(LightningCLI):
             if plan is not None and plan.path is not None:
                 self.found[plan.path] = plan.path = find_annotations(plan.path, self.resume_from)
             datamodule.read("fit")
+            if self.resume_from is not None and isinstance(model.student, EncoderClassifier):
+                model.student.keep_shape(self.resume_from.parent / MODEL_FOLDER.name)
             self._find_references(model, train_missing=True)
             self.is_training = True
             resume = str(self.resume_from) if self.resume_from else ckpt_path

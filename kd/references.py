@@ -15,6 +15,7 @@ from kd.console import print_line
 from kd.errors import ConfigError, RunError
 from kd.models import choose_classifier
 from kd.runs import ANNOTATIONS, is_reference, read_manifest, resolve, versions
+from kd.signals import ended
 from kd.teachers import Reference
 
 __all__ = ["find_annotations", "find_models", "find_recipe", "find_student", "is_trained"]
@@ -122,5 +123,7 @@ def _train(path: Path, reference: Reference, recipes: Sequence[Path]) -> None:
     print_line(f"{path} is not there yet: training it by {file}")
     command = [sys.executable, "-m", "kd", "fit", "--config", str(file)]
     command += [f"--run.root={path.parent}", f"--run.name={path.name}", *reference.options]
-    if subprocess.run(command).returncode:
+    with ended(subprocess.Popen(command)) as process:
+        code = process.wait()
+    if code:
         raise RunError(f"The teacher {path} could not be trained by {file}: see above.")

@@ -12,7 +12,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from kd.budget import choose, shape_of, spread
+from kd.budget import Shape, choose, shape_of, spread
 from kd.errors import ConfigError
 from kd.layers import keep_layers
 from kd.narrowing import narrow
@@ -46,7 +46,7 @@ class Shrink:
         minimum_count: Occurrences in the training texts of a token that is kept.
         max_parameters: Most parameters that the student may have.
         max_latency_ms: Longest time for a text of 32 tokens on one thread of this machine's CPU,
-            which every run measures anew.
+            which every run measures anew that continues no other.
 
     Raises:
         ConfigError: If a number is not positive, or there are both sizes and a budget.
@@ -83,6 +83,7 @@ def shrunk(
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
     shrink: Shrink,
+    chosen: Shape | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[str]]:
     """Make a smaller model: first fewer tokens, then fewer layers, then narrower ones.
 
@@ -91,6 +92,7 @@ def shrunk(
         tokenizer: Its tokenizer, left as it is.
         texts: Those of the training.
         shrink: What to do.
+        chosen: What its budget, measured before, has allowed already; null measures.
 
     Returns:
         The student, its tokenizer, and what was done, a line each.
@@ -107,8 +109,11 @@ def shrunk(
     sizes = {name: getattr(shrink, name) for name in _SIZES if getattr(shrink, name)}
     shape = replace(shape_of(network.config), **sizes)
     if shrink.has_budget:
-        shape, why = choose(network, shrink.max_parameters, shrink.max_latency_ms)
-        notes.append(why)
+        if chosen is None:
+            shape, why = choose(network, shrink.max_parameters, shrink.max_latency_ms)
+            notes.append(why)
+        else:
+            shape = chosen
         if shape.layers < network.config.num_hidden_layers:
             network = keep_layers(network, spread(network.config, shape.layers))
     if shape != shape_of(network.config):

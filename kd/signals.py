@@ -23,6 +23,7 @@ __all__ = [
     "STOPPED",
     "StopSignals",
     "end_processes",
+    "ended",
     "exit_when_terminated",
     "follow_parent",
     "requeue",
@@ -118,6 +119,16 @@ def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, patience - time.monotonic()))
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Let a process of our own not outlive an error in here."""
+    try:
+        yield process
+    except BaseException:
+        end_processes([process])
+        raise
 
 
 def requeue(job: str) -> None:

@@ -209,3 +209,16 @@ def test_a_checkpoint_holds_tensors_and_plain_values(world):
     _, whole, _ = world
     kept = torch.load(whole / "checkpoints" / "resume.ckpt", weights_only=True)
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} <= kept.keys()
+
+
+def test_a_student_of_a_budget_keeps_its_size_whatever_the_machine_does_now(
+    tmp_path, csv_file, make_model, monkeypatch
+):
+    words = ["fit", f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += ["--model.student.shrink.max_latency_ms=10000", f"--run.root={tmp_path / 'runs'}"]
+    words += ["--trainer.accelerator=cpu", "--data.max_length=16", "--run.resume=auto"]
+    with pytest.raises(SystemExit):
+        main([*words, cutting("batch_end", 0, 1, "SIGTERM")])
+    monkeypatch.setattr("kd.budget._latency_ms", lambda *_: 1e9)
+    main(words)
+    assert read_manifest(tmp_path / "runs" / "run" / "version_1")["status"] == "finished"
