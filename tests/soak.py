@@ -197,7 +197,8 @@ def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _lines(journal: Path) -> int:
+def lines_of(journal: Path) -> int:
+    """Return how many batches were begun, over all ranks."""
     return sum(file.read_bytes().count(b"\n") for file in journal.glob("*.jsonl"))
 
 
@@ -215,9 +216,9 @@ def disturb(words: list[str], folder: Path, kills: int, draw: random.Random) -> 
         workers = draw.choice((1, 2))  # of the augmentation, the only ones there are
         process = start([*words, f"--data.augment.processes={workers}"], log)
         if sum(done.values()) < kills:
-            before = _lines(journal)
+            before = lines_of(journal)
             wanted = before + draw.choice((0, 1, *range(12, 40)))
-            while process.poll() is None and _lines(journal) < wanted:
+            while process.poll() is None and lines_of(journal) < wanted:
                 time.sleep(0.002)
             time.sleep(draw.random() * (8.0 if wanted == before else 0.05))
         ends = process.poll() is None and sum(done.values()) < kills

@@ -116,9 +116,14 @@ def end(recipe, folder, *words):
     given = soak.command(recipe, folder / "runs", folder / "journal", ranks=2)
     process = soak.start([*given, *words], folder / "log.txt")
     try:
-        code = process.wait(SECONDS)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+            if words and soak.lines_of(folder / "journal") >= 2 * 20 - 1:  # it is cut now
+                deadline = min(deadline, time.monotonic() + SECONDS)
     finally:
         left = _group(process.pid)
+        code = process.wait()
     return code, (folder / "log.txt").read_text(), left
 
 
