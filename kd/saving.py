@@ -166,8 +166,9 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             wishes = wishes.to(trainer.strategy.root_device)
             torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
-        self.signals.received, self._is_late = wishes.tolist()
-        return self.signals.received != 0
+        wished, self._is_late = wishes.tolist()
+        self.signals.received = self.signals.received or wished  # one may have come meanwhile
+        return bool(wished)
 
     def _save_if_due(self, trainer: Trainer, stops: bool) -> None:
         step = trainer.global_step
