@@ -27,6 +27,9 @@ test: install ## the tests: offline, on the CPU, in minutes
 test-all: install ## the tests and the slow ones: real training, several processes
 	$(BIN)/python -m pytest -m ""
 
+test-faults: install ## what kills, full disks, broken files and hostile input do (README's table)
+	$(BIN)/python -m pytest -m fault
+
 benchmark: install ## speed beside a Trainer and raw PyTorch, 15 minutes on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.speed
 
@@ -41,4 +44,4 @@ types: install ## mypy in its strict mode
 
 check: lint types test ## all that a change must pass
 
-.PHONY: help install quickstart test test-all benchmark lint types check
+.PHONY: help install quickstart test test-all test-faults benchmark lint types check

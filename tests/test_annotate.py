@@ -275,6 +275,7 @@ def test_a_key_that_is_not_set_is_named(world, monkeypatch, capsys):
     assert not world.versions
 
 
+@pytest.mark.fault(39)
 def test_a_cost_that_is_reached_pauses_and_the_same_command_continues(world, capsys):
     prices = {"input_price": 0.0, "output_price": 1000.0, "concurrency": 4}  # 0.04 dollars each
     with AnnotationServer() as server:

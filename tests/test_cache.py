@@ -118,6 +118,7 @@ def test_disk_and_memory_are_equal_to_the_bit(asked_before):
     assert torch.equal(all_logits(cached, split), before)
 
 
+@pytest.mark.fault(40)
 def test_only_new_texts_are_asked(asked_before):
     path, texts, folder, before = asked_before
     cached, split = filled(path, [*texts, "a new one", "and another"], folder)
@@ -216,6 +217,7 @@ def test_labels_and_place_of_a_row_do_not_matter(asked_before):
     assert torch.equal(all_logits(cached, split), before)
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("harm", ["flip", "remove"])
 def test_damaged_entry_is_found_and_computed_anew(asked_before, harm, capsys):
     path, texts, folder, before = asked_before
@@ -404,6 +406,7 @@ test_cache.filled(sys.argv[1], test_cache.texts_of(3000, seed=5), Path(sys.argv[
 """
 
 
+@pytest.mark.fault(40)
 @pytest.mark.slow
 def test_filling_that_is_killed_ten_times_ends_in_the_same_bytes(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr("kd.cache._TOKENS", {"cpu": 100})  # many batches, as of a long filling

@@ -64,7 +64,7 @@ def dying(original):
         global calls
         calls -= 1
         if calls < 0:
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **keywords)
     return function
 
@@ -90,6 +90,7 @@ for turn in range(28):
 """
 
 
+@pytest.mark.fault(1)
 def test_no_death_in_a_save_costs_the_committed_file(tmp_path):
     elsewhere = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"
     answer = subprocess.run(
@@ -102,7 +103,7 @@ def test_no_death_in_a_save_costs_the_committed_file(tmp_path):
     )
     assert answer.returncode == 0, answer.stderr
     turns = [tuple(map(int, line.split())) for line in answer.stdout.splitlines()]
-    assert [code for _, _, code in turns] == [9] * 12 + [0] * 4 + [-9] * 12
+    assert [code for _, _, code in turns] == [-9] * 12 + [0] * 4 + [-9] * 12
     assert turns[0][1] == 1  # the first death came before anything was replaced
     assert turns[15][1] == 17
     leftovers = [name for name in names(tmp_path) if name.endswith(".tmp")]
@@ -126,6 +127,7 @@ class Full:
         return getattr(self.file, name)
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize("room", [0, 10, 1000, 30_000, 40_700])
 def test_full_disk_keeps_the_last_good_file(saved, monkeypatch, room):
     @contextmanager
@@ -140,6 +142,7 @@ def test_full_disk_keeps_the_last_good_file(saved, monkeypatch, room):
     assert names(saved.parent) == ["resume.ckpt", "resume.ckpt.json"]
 
 
+@pytest.mark.fault(2)
 def test_really_full_disk(tmp_path):
     mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "kd-test", str(tmp_path)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode != 0:
@@ -159,6 +162,7 @@ def test_really_full_disk(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize(("place", "call"), [(os, "fsync"), (os, "replace"), (Path, "open")])
 def test_failing_disk_keeps_the_last_good_file(saved, monkeypatch, place, call):
     def broken(*arguments):
@@ -193,6 +197,7 @@ def test_remove_takes_the_mark_too(saved):
     assert names(saved.parent) == []
 
 
+@pytest.mark.fault(6)
 def test_sweep_takes_only_own_leftovers(tmp_path):
     keep = ["notes.tmp", ".hidden.tmp", ".x.ckpt.tmp", "resume.ckpt", ".x.0123456.tmp"]
     for name in [*keep, ".resume.ckpt.0a1b2c3d.tmp"]:
@@ -215,6 +220,7 @@ def sentence(path):
     return str(caught.value)
 
 
+@pytest.mark.fault(4)
 def test_damaged_checkpoints_are_told_in_a_sentence(saved):
     whole = saved.read_bytes()
     saved.write_bytes(b"")
@@ -315,6 +321,7 @@ def test_lightning_saves_and_resumes_through_it(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.fault(4)
 def test_last_valid_is_the_newest_whole_one(tmp_path):
     assert last_valid(tmp_path) is None
     for age, name in enumerate(["resume.ckpt", "best.ckpt"]):
@@ -343,6 +350,7 @@ def auto(root):
     return resumable("auto", root=root, name="a")
 
 
+@pytest.mark.fault(4)
 def test_auto_takes_the_newest_that_was_cut_off(tmp_path):
     assert auto(tmp_path) is None
     assert resumable(None, root=tmp_path, name="a") is None
@@ -360,6 +368,7 @@ def test_auto_takes_the_newest_that_was_cut_off(tmp_path):
     assert auto(tmp_path) == again / "checkpoints" / "resume.ckpt"
 
 
+@pytest.mark.fault(4)
 def test_a_named_version_gives_its_checkpoint_or_a_sentence(tmp_path):
     path = started(tmp_path, "finished")
     resume = path / "checkpoints" / "resume.ckpt"
@@ -375,6 +384,7 @@ def test_a_named_version_gives_its_checkpoint_or_a_sentence(tmp_path):
         resumable(path / "none", root=tmp_path, name="a")
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("told", [True, False])
 def test_a_living_run_is_refused(tmp_path, told):
     path = started(tmp_path)

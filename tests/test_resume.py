@@ -169,6 +169,7 @@ def test_the_number_of_augmentation_workers_changes_nothing(world, tmp_path):
     assert soak.rows_of(journal) == rows
 
 
+@pytest.mark.fault(6)
 def test_a_resume_says_what_differs_and_sweeps_what_a_kill_left(world, tmp_path, capsys):
     recipe, _, _ = world
     root, journal = tmp_path / "runs", tmp_path / "journal"
@@ -205,8 +206,10 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(world, tmp_path, caps
 
 
 @pytest.mark.fault(22)
-def test_a_checkpoint_holds_tensors_and_plain_values(world):
-    _, whole, _ = world
+def test_a_checkpoint_holds_tensors_and_plain_values(tmp_path):
+    recipe, root = soak.make_world(tmp_path, epochs=1), tmp_path / "runs"
+    assert train(recipe, root, tmp_path / "journal") == 0
+    whole = root / "soak" / "version_0"
     kept = torch.load(whole / "checkpoints" / "resume.ckpt", weights_only=True)
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} <= kept.keys()
 

@@ -74,6 +74,7 @@ BAD_NAMES = [
 BAD_NAMES += [".", "..", ".hidden", "a..b", "end.", "😀", "ä", "a b", "line\n", "~", "$HOME", "C:"]
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_bad_names_are_refused_before_anything_is_written(tmp_path, name):
     with pytest.raises(ConfigError, match=r"run\.name") as caught:
@@ -96,6 +97,7 @@ def race(root, barrier, answers, rounds):
         answers.put(str(claim(root, "race", command="fit", argv=[]).path))
 
 
+@pytest.mark.fault(19)
 def test_processes_started_in_one_instant_get_different_directories(tmp_path):
     processes, rounds = 8, 5
     context = multiprocessing.get_context("spawn")
@@ -113,6 +115,7 @@ def test_processes_started_in_one_instant_get_different_directories(tmp_path):
     assert claimed == {str(tmp_path / "race" / f"version_{n}") for n in range(processes * rounds)}
 
 
+@pytest.mark.fault(18)
 def test_next_version_counts_by_number_and_reuses_nothing(tmp_path):
     for entry in ("version_2", "version_10", "version_x", "version_011_old"):
         (tmp_path / "a" / entry).mkdir(parents=True)
@@ -130,6 +133,7 @@ def test_claim_leaves_only_a_manifest(tmp_path):
     assert (run.path / "manifest.json").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+@pytest.mark.fault(23)
 def test_link_out_of_the_root_is_refused(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "outside").mkdir()
@@ -141,6 +145,7 @@ def test_link_out_of_the_root_is_refused(tmp_path):
     assert claim(tmp_path / "link", "b", command="fit").path.is_dir()
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("root", ["file/runs", "/proc/kd/runs", "s3://bucket/runs", "nul\0"])
 def test_unusable_root_is_one_sentence(tmp_path, monkeypatch, root):
     monkeypatch.chdir(tmp_path)
@@ -151,6 +156,7 @@ def test_unusable_root_is_one_sentence(tmp_path, monkeypatch, root):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.fault(3)
 def test_full_disk_shows_at_once_and_leaves_no_directory(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -292,6 +298,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "manifest.json"]
 
 
+@pytest.mark.fault(5)
 def test_verify_finds_what_changed(tmp_path):
     run = claim(tmp_path, "a", command="fit")
     for name in ("same", "flipped", "longer", "gone", "sub/same"):
@@ -319,6 +326,7 @@ def test_discard_removes_this_version_only(tmp_path):
     assert versions(tmp_path / "a") == [runs[0].path]
 
 
+@pytest.mark.fault(6)
 def test_links_and_leftovers_get_no_checksum(tmp_path):
     run = claim(tmp_path, "a", command="fit")
     (run.path / "link").symlink_to("/etc/passwd")

@@ -145,6 +145,7 @@ def test_an_onnx_folder_is_served_without_torch(server):
     assert "onnxruntime" in Path(f"/proc/{server.pid}/maps").read_text()
 
 
+@pytest.mark.fault(44)
 def test_it_listens_to_this_machine_alone_and_says_so_otherwise(server, folder):
     assert "127.0.0.1" in server.told[-1]
     assert not [line for line in server.told if "warning" in line]
@@ -175,6 +176,7 @@ JUNK = random.Random(0).randbytes(5000)
 NO_JSON = "The body is no JSON: POST"
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
@@ -217,6 +219,7 @@ def test_junk_that_is_no_http_is_answered(server):
 # --- too much ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
@@ -237,6 +240,7 @@ def test_a_long_text_within_the_limits_is_answered(client, model):
     assert_right(model, texts, client.post("/predict", json={"texts": texts}))
 
 
+@pytest.mark.fault(44)
 def test_a_body_without_an_end_is_refused_and_cut_off(folder):
     with serving(folder, timeout_seconds=1.0) as server:
         start, before = time.monotonic(), megabytes(server)
@@ -259,6 +263,7 @@ def test_a_body_without_an_end_is_refused_and_cut_off(folder):
 # --- too slow ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(44)
 def test_a_slow_client_is_cut_off(folder):
     with serving(folder, timeout_seconds=0.6) as server:
         body = send(server.port, HEAD + b"Content-Length: 90\r\n\r\n", *[b" "] * 30, pause=0.1)
@@ -311,6 +316,7 @@ def asked(app, *requests, later=None, **options):
     return asyncio.run(ask())
 
 
+@pytest.mark.fault(44)
 def test_an_answer_that_takes_too_long_is_given_up_and_costs_no_more():
     model = Slow(0.3)
     app = create_app(Classifier(model, batch_size=1), Limits(timeout_seconds=0.45))
@@ -359,6 +365,7 @@ def test_200_clients_at_once_get_their_own_answers_in_bounded_memory(server, mod
     assert megabytes(server) - before < MOST_MEGABYTES
 
 
+@pytest.mark.fault(44)
 def test_beyond_the_queue_clients_are_told_to_come_back(folder, model):
     with serving(folder, max_queue=8) as server:
         answered = asyncio.run(crowd(server.port, 200))
@@ -395,6 +402,7 @@ def test_large_requests_at_once_stay_in_bounded_memory(server):
 # --- the key, and what cannot be served ----------------------------------------------------------
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize(
     ("sent", "status"),
     [("Bearer right", 200), ("Bearer wrong", 401), ("right", 401), ("Bearer right\xe9", 401)],

@@ -92,6 +92,7 @@ def test_bytes_are_mapped_not_read(tmp_path):
     assert float(done.stdout) < 30, done.stderr
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "junk"])
 def test_damaged_shard_is_found_removed_and_told_of(tmp_path, harm):
     good, bad = write_shard(tmp_path, shard_of(keys_of(3))), None
@@ -108,6 +109,7 @@ def test_damaged_shard_is_found_removed_and_told_of(tmp_path, harm):
     assert str(bad) in notes[0]
 
 
+@pytest.mark.fault(38)
 def test_shard_of_another_teacher_is_stale(tmp_path):
     write_shard(tmp_path, shard_of(keys_of(3), teacher="old"))
     shards, notes = read_shards(tmp_path, "new")

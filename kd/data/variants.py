@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -320,7 +321,13 @@ def _made(chunks: Sequence[_Chunk], plan: Augmentation) -> Iterator[list[list[st
     from joblib.externals.loky import get_reusable_executor
 
     working = Parallel(n_jobs=processes, return_as="generator")
-    yield from working(delayed(vary)(*chunk) for chunk in chunks)
+    try:
+        yield from working(delayed(vary)(*chunk) for chunk in chunks)
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"One of the {processes} processes that make variants was killed, as a full memory "
+            "does: set data.augment.processes to a smaller number."
+        ) from error
     get_reusable_executor().shutdown()  # else they keep their memory through training
 
 

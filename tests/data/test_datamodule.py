@@ -167,6 +167,7 @@ def test_pairs_have_segments(connected, tmp_path):
     assert set(types.flatten().tolist()) == {0, 1}
 
 
+@pytest.mark.fault(30)
 def test_lone_surrogates_of_a_file_do_not_reach_the_tokenizer(connected, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"text": f"broken \ud83d film {n}", "label": n % 2} for n in range(20)]

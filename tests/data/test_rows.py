@@ -97,6 +97,7 @@ def test_one_class_is_refused(values):
         names(values)
 
 
+@pytest.mark.fault(27)
 def test_a_missing_label_column_is_named():
     with pytest.raises(DataError, match=r"no column 'target'.*data.label_column.*text, label"):
         names(["a", "b"], label_column="target")
@@ -167,6 +168,7 @@ def test_a_class_of_the_source_that_is_not_wanted_is_refused():
     assert "label 0 " in refusal(table(label=[1, 2, 0], label_names=own), OWN["label"])
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("value", [-1, -100, 7, "7", "neutral", 0.5, 2.0, "nan", (1,), b"0"])
 def test_unknown_labels_are_refused(value):
     text = refusal(table(label=[0, value, value]))
@@ -177,6 +179,7 @@ def test_unknown_labels_are_refused(value):
     assert "data.label_map" in text
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("value", [None, math.nan, "", "  "])
 def test_empty_labels(value):
     text = refusal(table(label=[0, 1, value]))
@@ -185,6 +188,7 @@ def test_empty_labels(value):
     assert classes([0, value], on_empty_label="unlabelled") == [0, None]
 
 
+@pytest.mark.fault(33)
 def test_minus_one_is_hidden_where_the_source_names_classes():
     assert classes([-1, 0], OWN["label"], OWN, on_empty_label="unlabelled") == [None, 0]
     text = refusal(table(label=[0, 1, -1], label_names=OWN), OWN["label"])
@@ -259,6 +263,7 @@ def test_rows_whose_labels_are_missing_have_not_none_of_the_classes(value):
     assert several([value, []], on_empty_label="unlabelled") == [None, ()]
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("value", [["a", "d"], "a|d", ["d", "e", "a"], "d"])
 def test_an_unknown_label_among_known_ones_is_named(value):
     text = refusal(table(label=[["a"], value, value]), ("a", "b"), multi_label=True)
@@ -336,6 +341,7 @@ def test_a_missing_weight_column_is_named():
 # Texts
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -372,6 +378,7 @@ def test_several_bad_texts_are_counted():
     assert "no usable row" in refusal(table(["", ""], label=[0, 0]), on_bad_row="drop")
 
 
+@pytest.mark.fault(27)
 def test_missing_columns_are_named():
     text = refusal(table(label=[0, 1, 0]), text_column="tweet")
     assert "no column 'tweet'" in text
@@ -381,6 +388,7 @@ def test_missing_columns_are_named():
     assert "data.label_column" in refusal(table())
 
 
+@pytest.mark.fault(30)
 def test_repairs():
     raw = table(["a\ud800", "b\0c", "\ud83d\ude00", "fine é"])
     rows = canonical_rows(raw, Fields(), LABELS, labelled=False)
@@ -442,6 +450,7 @@ def test_any_cell_of_labels_is_rising_classes_or_a_data_error(values):
         assert set(row.label or ()) <= set(range(len(labels)))
 
 
+@pytest.mark.fault(30)
 @given(ANY_TEXT)
 def test_repair_changes_nothing_else(text):
     rows = canonical_rows(table([text + "."]), Fields(), LABELS, labelled=False)

@@ -112,6 +112,7 @@ def test_json_lines_and_lists(write):
     assert table.place(1) == f"{listed}, row 2"
 
 
+@pytest.mark.fault(28)
 def test_parquet_keeps_whole_numbers_beside_a_hole(tmp_path):
     path = tmp_path / "fold=9" / "a.parquet"  # no partition is inferred from the folder
     path.parent.mkdir()
@@ -166,6 +167,7 @@ def test_unknown_extension_lists_the_known(write):
     assert all(known in text for known in (".csv", ".tsv", ".jsonl", ".parquet", ".gz"))
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_wrong_encoding_suggests_latin_1(write, name):
     text = message(Source(train=write(name, b"text\n" + b"x\n" * 20_000 + b"\xe9\n")))
@@ -179,6 +181,7 @@ def test_unknown_encoding(write):
     assert "data.source.encoding=utf-9" in message(source, error=ConfigError)
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_binary(write, name):
     source = Source(train=write(name, bytes(range(256)) * 4), encoding="latin-1")
@@ -188,6 +191,7 @@ def test_binary(write, name):
     assert records(read(Source(train=wide.train, encoding="utf-16"), "train")) == [{"text": "a"}]
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -203,6 +207,7 @@ def test_unclosed_quote(write, content, line):
     assert "data.source.quotes=false" in text
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize(("row", "fields"), [("b", 1), ("b,c,1", 3)])
 def test_ragged_line(write, row, fields):
     text = message(Source(train=write("a.csv", f"text,label\na,1\n{row}\n")))
@@ -217,6 +222,7 @@ def test_empty_file(write, name):
     assert "empty" in text or "no rows" in text
 
 
+@pytest.mark.fault(32)
 def test_header_only(write, tmp_path):
     assert "no rows" in message(Source(train=write("a.csv", "text,label\n")))
     pandas.DataFrame({"text": []}).to_parquet(tmp_path / "a.parquet")
@@ -254,6 +260,7 @@ def test_settings_that_cannot_work(write):
 # Folders and data sets
 
 
+@pytest.mark.fault(27)
 def test_a_folder_is_read_by_the_names_of_its_files(write, tmp_path):
     write("d/train-00000-of-00002.csv", "text,label\nNA,1\n")
     write("d/train-00001-of-00002.csv", "text,label\nb,0\n")
@@ -295,6 +302,7 @@ def test_paths_that_are_no_folder(write):
     assert "no folder" in message(Source(path="a/b/c"))
 
 
+@pytest.mark.fault(41)
 def test_an_unknown_hub_id_is_one_sentence(monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
@@ -355,6 +363,7 @@ def test_save_to_disk(cache, tmp_path):
     assert "single" in message(Source(path=str(tmp_path / "single")))
 
 
+@pytest.mark.fault(32)
 def test_the_cause_of_a_generation_error_is_told(cache, write, tmp_path):
     write("d/README.md", "---\nconfigs:\n- config_name: x\n  data_files: s/a.csv\n---\n")
     write("d/s/a.csv", b"text\n\xe9\n")

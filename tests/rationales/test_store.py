@@ -145,6 +145,7 @@ def test_any_replies_come_back(rows):
             assert now[-1] == rows[-1][2]
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize("cut", [1, 2, 40, 200])
 def test_torn_tail_is_passed_over_and_healed(store, cut):
     store.add(Question("a"), OK)
@@ -200,6 +201,7 @@ def test_line_that_is_no_reply_is_skipped(store, line):
     assert opened.reply(Question("a")) == OK
 
 
+@pytest.mark.fault(20)
 def test_second_writer_is_refused(tmp_path):
     with Store(tmp_path, FACTS) as store:
         store.add(Question("a"), OK)
