@@ -27,7 +27,7 @@ from kd.data.rows import Fields
 from kd.module import DistillationModule
 from kd.runs import Run
 from kd.saving import ResumeCheckpoint
-from kd.tracking import is_wandb
+from kd.tracking import begin
 from kd.types import Row
 
 _SHOWN = ("accuracy", "f1", "agreement", "loss", "objective")
@@ -89,9 +89,7 @@ class RunDirectory(Callback):
         for name, report in data.reports().items():
             text = json.dumps(report, indent=2, ensure_ascii=False)
             self.run.write_text(f"{name}.json", text + "\n")
-        wandb_id = next(
-            (str(logger.version) for logger in trainer.loggers if is_wandb(logger)), None
-        )
+        wandb_id = begin(trainer.loggers, self.run)
         pl_module.student.describe(self.run.path / MODEL_FOLDER, data.max_length)
         folders = [str(one.folder) for one in pl_module.fillings if one.folder]
         keys = {"cache": ", ".join(folders)} if folders else None

@@ -192,7 +192,7 @@ class RecipeCLI(LightningCLI):
             self.run.update(seed=options.seed_everything, resumed_from=old)
             print_line(f"run = {self.run.path}")
             self.run.write_text("config.yaml", self._recipe)
-            tracking.prepare(options, self.run)
+            tracking.prepare(options, self.run, old)
 
     def instantiate_classes(self) -> None:
         """Construct module, data and trainer; the models load later."""
@@ -331,10 +331,12 @@ class RecipeCLI(LightningCLI):
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Write into the manifest how the run ended, if it ended badly, and end it on all ranks."""
+        code = 0
         with self.signals.handled():
             try:
                 yield
             except BaseException as error:
+                code = int(error.code or 0) if isinstance(error, SystemExit) else 1
                 known = None if isinstance(error, KDError) else explain_failure(error, self._sizes)
                 if self.run is not None and self.is_training:
                     self.run.break_off(known or error)
@@ -345,12 +347,13 @@ class RecipeCLI(LightningCLI):
                 raise
             finally:
                 if self.is_training:
-                    tracking.finish()
                     launcher = self.trainer.strategy.launcher
                     end_processes(getattr(launcher, "procs", None) or [])
                 job = job_of_slurm()
                 if self.run is not None and job and self.signals.asks_to_requeue:
                     requeue(job)
+                if self.is_training:
+                    tracking.finish(code)
 
     @property
     def _sizes(self) -> dict[str, int]:

@@ -16,12 +16,11 @@ from kd.errors import RunError
 from kd.files import replacing
 from kd.findings import Findings
 from kd.page import as_html, as_markdown
-from kd.pictures import Picture
 from kd.runs import claim, resolve
 from kd.sections import ROLES, THRESHOLDS, page_of
 from kd.slices import slices
 
-__all__ = ["pictures_of", "report"]
+__all__ = ["report"]
 
 
 def report(run: Path, output: Path | None = None) -> None:
@@ -55,21 +54,6 @@ def report(run: Path, output: Path | None = None) -> None:
         _write(output, files)
     print_line(page.lead)
     print_line(f"report = {(output or claimed.path) / 'report.html'}")
-
-
-def pictures_of(run: Path) -> list[Picture]:
-    """Return the pictures of a fit, from its validation.parquet and metrics.csv alone.
-
-    Args:
-        run: A version folder.
-
-    Returns:
-        Losses, validation, confusions and reliability; with a teacher, agreement and cascade too.
-
-    Raises:
-        RunError: If it has no predictions of validation rows.
-    """
-    return list(Findings.of(run).pictures.values())
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -27,6 +27,7 @@ import torch
 import yaml
 from lightning import Callback
 
+from kd.console import print_line
 from kd.runs import read_manifest, versions
 
 ROOT = Path(__file__).parents[1]
@@ -261,7 +262,7 @@ def main() -> None:
             words = command(recipe, place / "runs", place / "journal", ranks)
             done = disturb(words, place, kills, draw)
             ends[name] = versions(place / "runs" / "soak")[-1]
-            print(f"{ranks} ranks, {name}: {json.dumps(done)}", flush=True)
+            print_line(f"{ranks} ranks, {name}: {json.dumps(done)}")
         wrong = differences(ends["whole"], ends["killed"])
         rows = [rows_of(folder / f"{name}_{ranks}" / "journal") for name in ends]
         wrong += [] if rows[0] == rows[1] else ["order of the rows"]
@@ -269,7 +270,7 @@ def main() -> None:
         steps = read_manifest(ends["whole"])["results"]["steps"]
         told = "; ".join(wrong) or "weights, optimizer, metrics and rows are equal, bit for bit"
         took = time.monotonic() - began
-        print(f"{ranks} ranks, {steps} steps in {resumed} runs, {took:.0f} s: {told}", flush=True)
+        print_line(f"{ranks} ranks, {steps} steps in {resumed} runs, {took:.0f} s: {told}")
         failed |= bool(wrong)
     raise SystemExit(failed)
 

@@ -105,6 +105,7 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("export", "card"),
     ("layout", "runs"),
     ("loss", "objectives"),
+    ("models", "budget"),
     ("models", "classifiers"),
     ("models", "configuration"),
     ("models", "layers"),
@@ -135,7 +136,7 @@ TOP_LEVEL = {
 }  # fmt: skip
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 80
-LARGEST_PACKAGE = 25500  # a fifth of it docstrings, which are the CLI's help
+LARGEST_PACKAGE = 25800  # a fifth of it docstrings, which are the CLI's help
 LONGEST_RECIPE = 40
 DEEPEST_CLASS = 2
 

@@ -85,7 +85,7 @@ def scored_fit(student, csv_file, tmp_path):
 
 def test_best_keeps_the_best_and_resume_the_newest(scored_fit):
     """Lightning's own last.ckpt stays at the best one when the metric worsens."""
-    run, best, newest = scored_fit([0.2, 0.9, 0.3])
+    run, best, _ = scored_fit([0.2, 0.9, 0.3])
     wanted = ["best.ckpt", "best.ckpt.json", "model", "resume.ckpt", "resume.ckpt.json"]
     assert paths(run) == wanted
     assert read(run, "best.ckpt")["global_step"] == 8

@@ -170,7 +170,7 @@ def test_without_its_teacher_a_recipe_keeps_what_needs_none(tmp_path: Path, csv_
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_with_a_teacher_has_a_control(path: Path) -> None:
     written = yaml.safe_load(path.read_text())
-    if "annotator" in written or not written["model"].get("teacher"):
+    if not written.get("model", {}).get("teacher"):
         pytest.skip("nothing to take away")
     options = _without_teacher(_resolved([f"--config={path}"]))
     model = _resolved([f"--config={path}", *options])["model"]

@@ -7,8 +7,9 @@ import pytest
 
 from kd.cli import main
 from kd.errors import RunError
+from kd.findings import Findings
 from kd.predictions import VALIDATION
-from kd.report import pictures_of, report
+from kd.report import report
 from kd.runs import claim, read_manifest, verify
 from tests.browser import chromium, overflow, watch
 from tests.test_findings import SCRIPT, add, answers, compared, made_run, measured
@@ -60,7 +61,9 @@ def test_figures_are_those_of_the_predictions(version):
     asked = [line["asked"] for line in found["cascade"]]
     assert asked == sorted(asked)
     assert sum(one["rows"] for one in found["slices"] if one["name"].startswith("class")) == 200
-    assert found["pictures"] == {one.name: one.alt for one in pictures_of(version)}
+    assert found["pictures"] == {
+        one.name: one.alt for one in Findings.of(version).pictures.values()
+    }
 
 
 def test_a_report_can_be_written_elsewhere(tmp_path, capsys):
