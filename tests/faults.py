@@ -58,7 +58,7 @@ IN_PLACE = Guard(
     'temporary = path\n    try:\n        with temporary.open("wb") as file:',
 )
 
-NOISE = Guard("kd/module.py", "        torch.manual_seed(seed)\n", "")
+NOISE = Guard("kd/module.py", "torch.default_generator.manual_seed(seed)", "pass")
 FINITE = Guard("kd/guards.py", "if bool(torch.isfinite(losses).all()):", "if True:")
 
 FAULTS = (

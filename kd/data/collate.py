@@ -236,7 +236,7 @@ class TrainingBatches:
     """Endless epochs of batches of like length, one rank's share, resumable in the middle.
 
     Every iteration is an epoch. A batch is ``batch_size`` rows over all ranks; rank r of n takes
-    every n-th row of it. A batch with fewer rows than ranks is left out on all of them.
+    every n-th row of it. Where none is left for it, it repeats the first rank's, at weight 0.
 
     Args:
         data: The encoded split.
@@ -277,10 +277,8 @@ class TrainingBatches:
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         lengths = self.data.lengths
         if self.tokens is None:
-            batches = bucketed_order(lengths, self.batch_size, self.seed, epoch)
-        else:
-            batches = budgeted_order(lengths, self.tokens * self.ranks, self.seed, epoch)
-        return [batch for batch in batches if len(batch) >= self.ranks]
+            return bucketed_order(lengths, self.batch_size, self.seed, epoch)
+        return budgeted_order(lengths, self.tokens * self.ranks, self.seed, epoch)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, consumed = self._next
@@ -289,11 +287,14 @@ class TrainingBatches:
         self.position, self._next = (epoch, consumed), (epoch + 1, 0)
         for number, batch in enumerate(self._batches(epoch)[consumed:], start=consumed):
             self.position = (epoch, number + 1)
+            is_idle = self.rank >= len(batch)
+            mine = slice(0 if is_idle else self.rank, None, self.ranks)
             hidden = None
             if self.dropout:
                 random = np.random.default_rng([self.seed, epoch, number])
-                hidden = (random.random(len(batch)) < self.dropout)[self.rank :: self.ranks]
-            yield self.data.batch(batch[self.rank :: self.ranks], hidden)
+                hidden = (random.random(len(batch)) < self.dropout)[mine]
+            rows = self.data.batch(batch[mine], hidden)
+            yield replace(rows, weights=rows.index * 0.0) if is_idle else rows
 
 
 class EvaluationBatches:

@@ -288,7 +288,7 @@ class TextDataModule(LightningDataModule):
             raise ConfigError(
                 f"data.batch_size is {self.batch_size} for {ranks} ranks: give each a row."
             )
-        if len(data) < ranks:
+        if not len(data):
             raise DataError("No row is left to train on: no objective learns from unlabelled rows.")
         dropout = 0.0 if self.rationales is None else self.rationales.dropout
         self._training = TrainingBatches(

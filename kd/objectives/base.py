@@ -1,7 +1,8 @@
 """What a term of the loss is.
 
 An objective is a short adaptor from `Outputs` to a pure function. It says which fields it needs,
-whether it asks a teacher and whether it reads labels; it knows no model and no data.
+whether it asks a teacher and whether it reads labels; it knows no model and no data. Its mean is
+that of the whole batch, over all ranks.
 """
 
 from __future__ import annotations
@@ -10,20 +11,42 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from kd.errors import ConfigError
 from kd.objectives.schedules import Schedule
 from kd.types import Batch, ModelInfo, Outputs
 
-__all__ = ["Objective", "weighted_mean"]
+__all__ = ["Objective", "count_of_a_rank", "weighted_mean"]
+
+
+def count_of_a_rank(weights: Tensor) -> Tensor:
+    """Return what counts in the batch on this rank or, in training, on an average rank.
+
+    A sum over this rank's rows goes by it. Gradients are averaged over the ranks, and then are
+    those of the mean over the whole batch, however unevenly the ranks share what counts. Without
+    a gradient no rank waits for another: in evaluation they have other numbers of batches.
+
+    Args:
+        weights: How much each row, token or pair of this rank counts.
+
+    Returns:
+        A positive scalar.
+    """
+    count = weights.detach().sum()
+    if torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(count)
+        count = count / distributed.get_world_size()
+    return count.clamp(min=1e-12)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of `[N]` values, weighted where there are weights `[N]`; zero if those are all zero."""
-    if weights is None:
-        return values.mean()
-    return (values * weights).sum() / weights.sum().clamp(min=1e-12)
+    """Mean of `[N]` values, weighted where there are weights `[N]`; zero if those are all zero.
+
+    In training it is a rank's part of the mean over all ranks; see :func:`count_of_a_rank`.
+    """
+    weights = torch.ones_like(values) if weights is None else weights
+    return (values * weights).sum() / count_of_a_rank(weights)
 
 
 class Objective(nn.Module):

@@ -255,7 +255,8 @@ class DistKD(Objective):
     over the rows of the batch for a class (Huang et al. 2022, arXiv:2205.10536, equations 9 to
     11; T² as in the authors' code). Row weights are those of the first mean, and of the means and
     covariances within the second ρ. What does not vary has no ρ: it adds 0 where neither side
-    varies, 1/2 where one does. With two classes the first ρ is 1 or -1, without a gradient.
+    varies, 1/2 where one does. With two classes the first ρ is 1 or -1, without a gradient. On
+    several ranks the second ρ is over this rank's rows only.
     Near: :class:`LogitKD` asks for the teacher's very probabilities; prefer this one where the
     teacher is much stronger, and batches are large enough for a correlation.
 

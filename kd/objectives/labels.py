@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd.errors import ConfigError
-from kd.objectives.base import Objective
+from kd.objectives.base import Objective, count_of_a_rank, weighted_mean
 from kd.objectives.schedules import Schedule
 from kd.types import UNLABELLED, Batch, ModelInfo, Outputs
 
@@ -63,7 +63,7 @@ def masked_cross_entropy(
     if row_weights is not None:
         # a loss is already multiplied by its class weight: once is enough
         losses, shares = losses * row_weights, shares * row_weights
-    return losses.sum() / shares.sum().clamp(min=1e-12)
+    return losses.sum() / count_of_a_rank(shares)
 
 
 def masked_binary_cross_entropy(
@@ -91,8 +91,7 @@ def masked_binary_cross_entropy(
     losses = functional.binary_cross_entropy_with_logits(
         logits.float(), targets, pos_weight=class_weights, reduction="none"
     ).mean(dim=-1)
-    shares = counted if row_weights is None else counted * row_weights
-    return (losses * shares).sum() / shares.sum().clamp(min=1e-12)
+    return weighted_mean(losses, counted if row_weights is None else counted * row_weights)
 
 
 def check_class_weights(where: str, class_weights: dict[str, float] | None) -> None:

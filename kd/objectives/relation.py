@@ -87,7 +87,8 @@ def _distances(rows: Tensor, pairs: Tensor) -> Tensor:
     rows = rows.float()
     # exact for near rows, and its gradient at distance 0 is 0
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances / weighted_mean(distances.flatten(), pairs.flatten()).clamp(min=1e-12)
+    mean = (distances * pairs).sum() / pairs.sum().clamp(min=1e-12)  # this rank's, for its rows
+    return distances / mean.clamp(min=1e-12)
 
 
 def _cosines(distances: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +188,8 @@ class RelationalKD(Objective):
 
     with d the Euclidean distance and μ its mean over the pairs of the batch (Park et al. 2019,
     arXiv:1904.05068, section 3.2). A pair counts as the product of its rows' weights, a triplet
-    as the product of three, μ likewise. Zero for one row; the angles need three.
+    as the product of three, μ likewise. Zero for one row; the angles need three. On several ranks
+    each compares its own rows only.
     Near: :class:`SimilarityKD` compares inner products, so directions and lengths from the origin;
     this one is blind to a shift, a turn and a scale.
 
@@ -248,7 +250,8 @@ class SimilarityKD(Objective):
         ‖G_teacher - G_student‖² / B², with G = X Xᵀ, each of its rows scaled to length one
 
     Similarity-preserving distillation (2019, arXiv:1907.09682, equations 2-4). A pair counts as
-    the product of its rows' weights, and a row of weight 0 is in no length either.
+    the product of its rows' weights, and a row of weight 0 is in no length either. On several
+    ranks each compares its own rows only.
     Near: :class:`RelationalKD` compares distances and angles, which a shift of all rows leaves as
     they are; this one is simpler and has one term.
 
@@ -297,7 +300,8 @@ class ContrastiveKD(Objective):
 
     with learnt linear maps P and Q to a common width. Contrastive distillation (Tian et al. 2020,
     arXiv:1910.10699, section 3) with the batch for negatives. Equal texts are not each other's
-    negatives. A row's weight counts for its own loss; it stays a negative of the others.
+    negatives. A row's weight counts for its own loss; it stays a negative of the others. On several
+    ranks the negatives are this rank's rows.
     Near: :class:`RelationalKD` asks for the teacher's geometry, not only for the same row. The
     paper's memory bank of negatives is left out: use large batches instead.
 
