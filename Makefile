@@ -22,13 +22,13 @@ quickstart: install ## train a teacher and distil it on the built-in corpus (1 t
 	$(BIN)/python train.py fit --config configs/quickstart.yaml
 
 test: install ## the tests: offline, on the CPU, in minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all: install ## the tests and the slow ones: real training, several processes
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n 2 -m ""
 
 test-faults: install ## what kills, full disks, broken files and hostile input do (README's table)
-	$(BIN)/python -m pytest -m fault
+	$(BIN)/python -m pytest -n 2 -m fault
 
 benchmark: install ## speed beside a Trainer and raw PyTorch, 15 minutes on 2 quiet cores
 	$(BIN)/python -m tests.benchmarks.speed

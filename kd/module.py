@@ -318,7 +318,7 @@ class DistillationModule(LightningModule):
         """Log now: Lightning would wait until after the save that may follow this step."""
         told = torch.stack([value.detach() for value in values.values()])
         means = self.trainer.strategy.reduce(told, reduce_op="mean")  # of the whole batch
-        plain = dict(zip((f"train/{name}" for name in values), means, strict=True))
+        plain = dict(zip((f"train/{name}" for name in values), means.tolist(), strict=True))
         for name, value in plain.items():
             self.log(name, value, prog_bar=name == "train/loss", logger=False)
         for logger in self.loggers:
