@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kd.runs import read_manifest, versions
-from kd.signals import StopSignals, end_processes
+from kd.signals import StopSignals, end_processes, ended
 from tests import soak
 from tests.test_resume import cutting, train, world  # noqa: F401 - a fixture
 
@@ -104,6 +104,14 @@ def test_processes_that_do_not_listen_are_ended(monkeypatch):
         assert process.stdout.readline()
         end_processes([process])
         assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_of_our_own_does_not_outlive_an_error(monkeypatch):
+    monkeypatch.setattr("kd.signals._PATIENCE_SECONDS", 0.2)
+    script = "import time; time.sleep(99)"
+    with pytest.raises(SystemExit), ended(subprocess.Popen([sys.executable, "-c", script])) as one:
+        raise SystemExit(143)
+    assert one.returncode == -signal.SIGTERM
 
 
 # --- Two ranks -----------------------------------------------------------------------------------
