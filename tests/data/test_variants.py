@@ -126,7 +126,7 @@ def test_variants_are_made_once(tmp_path):
         {"augmenters": [WordDrop(0.3)]}, {"augmenters": [WordDrop(), Keyboard()]},
         {"class_variants": {"neutral": 2}},
     ],
-    ids=str,
+    ids=" ".join,
 )  # fmt: skip
 def test_what_decides_about_variants_is_in_their_key(tmp_path, other):
     make_variants(ROWS, plan_of(), LABELS, folder=tmp_path)
