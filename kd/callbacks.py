@@ -24,8 +24,9 @@ from kd.checkpoints import MODEL_FOLDER
 from kd.console import print_line
 from kd.data.datamodule import TextDataModule
 from kd.data.rows import Fields
+from kd.errors import RunError
 from kd.module import DistillationModule
-from kd.runs import Run
+from kd.runs import MANIFEST, Run, read_manifest
 from kd.saving import ResumeCheckpoint
 from kd.tracking import begin
 from kd.types import Row
@@ -80,6 +81,7 @@ class RunDirectory(Callback):
         print_line(pl_module.equation)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextDataModule)
+        _check_data(trainer.ckpt_path, data)
         print_line(data.summary())
         if data.explained is not None and trainer.ckpt_path is None:
             for logger in trainer.loggers:
@@ -105,16 +107,34 @@ class RunDirectory(Callback):
             if isinstance(logger, MetricsFile) and trainer.state.fn == "fit":
                 logger.continue_from(old, checkpoint["global_step"])
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the steps begin."""
+        self.was_training = True
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Note where it was; write down the rows of a batch whose loss was no finite number."""
-        self.was_training = bool(trainer.training)
+        """Write down the rows of a batch whose loss was no finite number."""
+        self.was_training = self.was_training and bool(trainer.training)
         assert isinstance(pl_module, DistillationModule)
         blamed = pl_module.guard.blamed
         if self.path is not None and blamed is not None:
             name = f"not_finite_rank_{trainer.global_rank}.json"
             Path(self.path, name).write_text(json.dumps(blamed, indent=2) + "\n")
+
+
+def _check_data(resumed: str | Path | None, data: TextDataModule) -> None:
+    """Refuse to continue a run on other rows: its place in them would mean nothing."""
+    old = Path(resumed or "").parent.parent
+    if not resumed or not (old / MANIFEST).is_file():
+        return
+    known, found = read_manifest(old).get("data") or {}, data.fingerprints()
+    for role in ("train", "validation"):
+        if known.get(role, found[role]) != found[role]:
+            raise RunError(
+                f"The {role} rows are not those of {old}, which is continued: bring them back, or "
+                "train afresh with --run.resume=null."
+            )
 
 
 class MetricsFile(CSVLogger):
@@ -132,7 +152,7 @@ class MetricsFile(CSVLogger):
             return
         with old.open(newline="") as file:
             lines = list(csv.DictReader(file))
-        kept = [line for line in lines if float(line["step"]) < step]
+        kept = [line for line in lines if line.get("step") and float(line["step"]) < step]
         writer = self.experiment
         writer.metrics = [_filled(line) for line in kept] + writer.metrics
 
@@ -157,7 +177,10 @@ class _MetricsWriter(ExperimentWriter):
         """Say nothing: the directory is this run's own."""
 
     def save(self) -> None:
-        super(ExperimentWriter, self).save()  # without hparams.yaml: config.yaml is the record
+        try:
+            super(ExperimentWriter, self).save()  # without hparams.yaml: config.yaml is the record
+        except OSError as error:
+            raise RunError(f"cannot write {self.metrics_file_path}: {error.strerror}") from error
 
 
 class Milestones(Callback):

@@ -15,6 +15,7 @@ import pickle
 import platform
 import re
 import shutil
+from collections.abc import Callable
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import IO, Any, cast
@@ -31,6 +32,7 @@ from kd.runs import checksum, job_of_slurm, process_identity, read_manifest, ver
 __all__ = [
     "MODEL_FOLDER",
     "SafeCheckpointIO",
+    "is_valid",
     "last_valid",
     "requeued",
     "resumable",
@@ -255,7 +257,8 @@ def sweep(directory: str | Path) -> list[Path]:
     return leftovers
 
 
-def _is_valid(path: Path) -> bool:
+def is_valid(path: Path) -> bool:
+    """Tell whether a checkpoint is there, whole, and as its mark says."""
     try:
         with path.open("rb") as file:
             return bool(_marked(path)) and _damage(path, file) is None
@@ -266,7 +269,7 @@ def _is_valid(path: Path) -> bool:
 def last_valid(directory: str | Path) -> Path | None:
     """Return the newest of ``resume.ckpt`` and ``best.ckpt`` that fits its mark, or null."""
     paths = [
-        path for path in (Path(directory, name) for name in (_RESUME, _BEST)) if _is_valid(path)
+        path for path in (Path(directory, name) for name in (_RESUME, _BEST)) if is_valid(path)
     ]
     return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
 
@@ -290,7 +293,7 @@ def resumable(resume: str | Path | None, *, root: str | Path, name: str) -> Path
         if manifest.get("status") == "finished":
             return None
         path = version / "checkpoints" / _RESUME
-        if _is_valid(path):
+        if is_valid(path):
             return _resume_of(version)
         if path.exists():
             print_line(
@@ -299,15 +302,25 @@ def resumable(resume: str | Path | None, *, root: str | Path, name: str) -> Path
     return None
 
 
-def requeued(root: str | Path, name: str) -> Path | None:
-    """Return the version that this very job of SLURM was to continue when it was queued again."""
+def requeued(root: str | Path, name: str, is_same: Callable[[Path], bool]) -> Path | None:
+    """Return the version that this very job of SLURM was to continue when it was queued again.
+
+    Args:
+        root: Folder of all runs.
+        name: Of the run.
+        is_same: Whether a version was trained by the recipe of now; a job may train several.
+
+    Returns:
+        The version folder; null where the job is not one that was queued again, or has no such.
+    """
     job = job_of_slurm()
     if job is None or not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         return None
     mine = [one for one in versions(Path(root, name)) if read_manifest(one).get("job") == job]
-    unfinished = [one for one in mine if read_manifest(one)["status"] != "finished"]
-    saved = [one for one in unfinished if _is_valid(one / "checkpoints" / _RESUME)]
-    return saved[-1] if saved and mine[-1] in unfinished else None
+    same = [one for one in mine if is_same(one)]
+    if not same or read_manifest(same[-1])["status"] == "finished":
+        return None
+    return next((one for one in reversed(same) if is_valid(one / "checkpoints" / _RESUME)), None)
 
 
 def sweep_after(resume: Path) -> None:
@@ -323,7 +336,7 @@ def _resume_of(version: Path) -> Path:
         raise RunError(f"run.resume: {version} is still written by process {pid}; stop it first")
     if not path.exists():
         raise RunError(f"run.resume: {version} has no {path.name}: it ended before its first save")
-    if not _is_valid(path):
+    if not is_valid(path):
         whole = last_valid(path.parent)
         raise RunError(
             f"run.resume: {path} is damaged or was never committed; "

@@ -46,8 +46,8 @@ from kd.data.rows import canonical_rows
 from kd.data.sources import available_roles, read
 from kd.errors import KDError, RunError
 from kd.module import DistillationModule
-from kd.parsing import allow_imports
-from kd.recipes import RecipeCLI, quieten
+from kd.parsing import allow_imports, quieten
+from kd.recipes import RecipeCLI
 from kd.references import find_annotations, find_models, find_recipe, is_trained
 from kd.teachers import Reference
 

@@ -23,7 +23,7 @@ from kd.errors import RunError
 from kd.origins import essence, recipe_of
 from kd.predictions import VALIDATION
 from kd.runs import process_identity, read_manifest, resolve, versions
-from kd.signals import end_processes, ended
+from kd.signals import end_processes, ended, grace
 
 __all__ = ["Fit", "Training"]
 
@@ -114,8 +114,8 @@ class Training:
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 list(pool.map(self._make, together))  # after an error, what waits does not start
-            except BaseException:
-                end_processes(self.running)
+            except BaseException as error:
+                end_processes(self.running, grace(error))
                 raise
         if len({fit.steps for fit in fits}) > 1:
             told = ", ".join(f"{fit.label}: {fit.steps:,}" for fit in fits)

@@ -197,7 +197,8 @@ def explain_failure(error: BaseException, sizes: Mapping[str, int]) -> KDError |
     is_of_ranks = isinstance(error, RuntimeError) and any(word in told for word in _GONE)
     if is_of_ranks:
         return RunError(
-            "Another process of this training has ended, so this one cannot go on: what it said "
-            "stands above; the checkpoints are kept."
+            "Another process of this training has ended or cannot be reached, so this one cannot "
+            "go on: what it said stands above; the checkpoints are kept "
+            f"({told.partition(chr(10))[0]})."
         )
     return None

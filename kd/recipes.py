@@ -6,10 +6,8 @@ train, export, measure. What can fail without a model fails before one loads.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,6 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from kd import ensembles, tracking  # noqa: F401 - recipes name the ensembles' classes
 from kd.callbacks import MetricsFile, Milestones, PredictionWriter, RunDirectory
@@ -34,13 +31,14 @@ from kd.data import generated, synonyms  # noqa: F401 - recipes name their class
 from kd.data.augment import Augmenter
 from kd.data.datamodule import TextDataModule
 from kd.delivery import deliver
-from kd.errors import ConfigError, KDError
+from kd.errors import ConfigError, KDError, RunError
 from kd.guards import explain_failure
 from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.origins import differences, essence, recipe_of
-from kd.parsing import allow_imports, explain
+from kd.parsing import allow_imports, explain, quieten
+from kd.redaction import mask
 from kd.references import find_annotations, find_models, find_student
 from kd.runs import (
     Run,
@@ -49,14 +47,15 @@ from kd.runs import (
     claim,
     global_rank,
     job_of_slurm,
+    read_manifest,
     variants_folder,
 )
 from kd.saving import BestCheckpoint, ResumeCheckpoint
-from kd.signals import StopSignals, end_processes, follow_parent, requeue
+from kd.signals import StopSignals, end_processes, follow_parent, is_launched, requeue
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
-__all__ = ["RecipeCLI", "RunOptions", "quieten", "run_recipe"]
+__all__ = ["RecipeCLI", "RunOptions", "run_recipe"]
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 3,
@@ -191,7 +190,7 @@ class RecipeCLI(LightningCLI):
             old = self.resume_from and self.resume_from.parent.parent
             self.run.update(seed=options.seed_everything, resumed_from=old)
             print_line(f"run = {self.run.path}")
-            self.run.write_text("config.yaml", self._recipe)
+            self.run.write_text("config.yaml", mask(self._recipe))
             tracking.prepare(options, self.run, old)
 
     def instantiate_classes(self) -> None:
@@ -238,7 +237,7 @@ class RecipeCLI(LightningCLI):
         # Lightning's handlers hang several ranks, and end them with 0; ours are in `signals`
         connector: Any = trainer._signal_connector
         connector.register_signal_handlers = lambda: None
-        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and global_rank() > 0:
+        if is_launched():
             follow_parent()
         return trainer
 
@@ -304,7 +303,9 @@ class RecipeCLI(LightningCLI):
 
     def _checkpoint_to_resume(self) -> Path | None:
         root, name = self.options.run.root, self.options.run.name
-        wanted = self.options.run.resume or requeued(root, name)
+        mine = essence(yaml.safe_load(self._recipe))
+        again = requeued(root, name, lambda version: recipe_of(version) == mine)
+        wanted = again or self.options.run.resume
         if wanted is None:
             return None
         found = resumable(wanted, root=root, name=name)
@@ -312,9 +313,8 @@ class RecipeCLI(LightningCLI):
             print_line(f"resume = {found or 'nothing to continue, so a fresh start'}")
         if global_rank() == 0 and found:
             sweep_after(found)
-            old = recipe_of(found.parent.parent) or {}
-            for line in differences(old, essence(yaml.safe_load(self._recipe))):
-                print_line(f"note: {line}")
+            for line in differences(recipe_of(found.parent.parent) or {}, mine):
+                print_line(f"note: {mask(line)}")
         return found
 
     def _find_references(self, model: DistillationModule, train_missing: bool) -> None:
@@ -322,7 +322,9 @@ class RecipeCLI(LightningCLI):
         if global_rank() != 0:
             return
         recipes = [Path(str(file)) for file in self.options.config or ()]
-        found = find_models(model.references(), recipes, train_missing)
+        taken = read_manifest(self.resume_from.parent.parent) if self.resume_from else {}
+        known = taken.get("references") or {}
+        found = find_models(model.references(), recipes, train_missing, known)
         assert self.directory is not None
         self.directory.references = found
         if self.run is not None:
@@ -336,12 +338,16 @@ class RecipeCLI(LightningCLI):
             try:
                 yield
             except BaseException as error:
+                self.signals.ignore()
                 code = int(error.code or 0) if isinstance(error, SystemExit) else 1
                 known = None if isinstance(error, KDError) else explain_failure(error, self._sizes)
-                if self.run is not None and self.is_training:
-                    self.run.break_off(known or error)
-                elif self.run is not None:
-                    self.run.discard()  # nothing happened in it
+                try:
+                    if self.run is not None and self.is_training:
+                        self.run.break_off(known or error)
+                    elif self.run is not None:
+                        self.run.discard()  # nothing happened in it
+                except (OSError, RunError) as second:
+                    print_line(f"note: {second}")
                 if known is not None:
                     raise known from error
                 raise
@@ -374,22 +380,3 @@ def _as_list(value: Any) -> list[Any]:
     """Return what was configured as a list; null, true and false mean nothing of one's own."""
     values = value if isinstance(value, list) else [value]
     return [item for item in values if item is not None and not isinstance(item, bool)]
-
-
-def quieten() -> None:
-    """Silence what is not news to a user; each with its reason."""
-    import logging
-
-    # Lightning 2.6 calls parts of jsonargparse that are going to be renamed
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*exists and is not empty.*",  # the run directory is ours, and holds config.yaml
-        ".*LeafSpec.*is deprecated.*",  # lightning 2.6 on torch 2.13
-        ".*does not have many workers.*",  # rows are in memory
-        ".*smaller than the logging interval.*",  # it is a short epoch, not a fault
-        ".*could not find the monitored key.*",  # where an epoch had no validation
-        ".*your dataloader is not resumable.*",  # the data module keeps the position
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -13,13 +13,13 @@ __all__ = ["mask", "redact"]
 _MASK = "***"
 _ASSIGNMENT = re.compile(r"([\w.-]{1,200})[\"'\])]*\s*[:=]")
 _SECRET_KEY = re.compile(  # at the end of a word; `max_tokens` and `tokenizer` are no secrets
-    r"(keys?|token|secrets?|passwords?|passwd|passphrase|pwd|credentials?|auth(orization)?)"
+    r"(keys?|token|secrets?|pass(word|wd|phrase)?s?|pwd|credentials?|auth(orization)?)"
     r"(?-i:(?![a-z]))",
     re.IGNORECASE,
 )
 _SECRET_VALUE = re.compile(  # in any text: user:password@host, known kinds of keys, HTTP headers
     r"(?<=://)[^/\s\"']+(?=@)"
-    r"|\b(?:sk-|hf_|gh[opsu]_|github_pat_|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}"
+    r"|\b(?:sk-|hf_|gh[oprsu]_|github_pat_|glpat-|xox[abp]-|AKIA|ASIA|AIza|wandb_)[A-Za-z0-9_-]{16,}"
     r"|(?<=\bBearer )[^\s\"'\\]+"
 )
 

@@ -5,6 +5,7 @@ Rank 0 alone looks for models, before any of them loads.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,12 +41,12 @@ def find_annotations(path: str, resumed: Path | None = None) -> str:
         if path in references:
             return str(references[path])
     folder = Path(path)
-    if not folder.exists() and not folder.suffix:
+    if not os.path.exists(folder) and not folder.suffix:
         raise RunError(
             f"data.rationales.path={path} is not there: run kd annotate first, with a recipe such "
             "as configs/annotate_sst2.yaml."
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return path
     if (folder / ANNOTATIONS).is_file():
         return str(folder / ANNOTATIONS)
@@ -68,7 +69,10 @@ def find_student(path: str) -> TextClassifier:
 
 
 def find_models(
-    references: Mapping[str, Reference | None], recipes: Sequence[Path], train_missing: bool
+    references: Mapping[str, Reference | None],
+    recipes: Sequence[Path],
+    train_missing: bool,
+    taken: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Find the student folder that each run reference stands for.
 
@@ -76,6 +80,7 @@ def find_models(
         references: Model paths, each with the recipe that would train it.
         recipes: Files of the command line; a missing model's recipe may lie beside one of them.
         train_missing: Whether a model that is not there is trained.
+        taken: Folders that a run which is continued has taken; those still there are kept.
 
     Returns:
         Folder by reference; paths of models are not in it.
@@ -86,6 +91,9 @@ def find_models(
     """
     found: dict[str, str] = {}
     for path, reference in references.items():
+        if taken and os.path.isdir(taken.get(path, "")):
+            found[path] = taken[path]
+            continue
         if reference and train_missing and not is_trained(path):
             _train(Path(path), reference, recipes)
         if is_reference(path):
@@ -97,7 +105,7 @@ def find_models(
 def is_trained(path: str) -> bool:
     """Tell whether a path needs no recipe: a model folder, or a run with a finished student."""
     if not is_reference(path):
-        return Path(path).exists()
+        return os.path.exists(path)
     try:
         resolve(path)
     except RunError:
@@ -109,7 +117,7 @@ def find_recipe(reference: Reference, recipes: Sequence[Path]) -> Path | None:
     """Return the recipe that would train a model: by its path, or beside one that is used."""
     places = [Path(reference.recipe)]
     places += [used.parent / places[0].name for used in recipes]
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if os.path.isfile(place)), None)
 
 
 def _train(path: Path, reference: Reference, recipes: Sequence[Path]) -> None:

@@ -219,8 +219,10 @@ class Run:
     def break_off(self, error: BaseException) -> None:
         """Write into the manifest that, and why, the run came to no good end."""
         is_stop = isinstance(error, KeyboardInterrupt | SystemExit)
+        status: Literal["interrupted", "failed"] = "interrupted" if is_stop else "failed"
         told = None if is_stop else str(error) or type(error).__name__
-        self.finish("interrupted" if is_stop else "failed", told)
+        self._write_manifest(read_manifest(self.path) | {"status": status})  # checksums take time
+        self.finish(status, told)
 
     def discard(self) -> None:
         """Remove the directory of a run in which nothing has happened yet."""

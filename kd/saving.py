@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from kd.checkpoints import is_valid
 from kd.console import print_line
+from kd.files import replacing
 from kd.runs import global_rank
 from kd.signals import StopSignals
 
 __all__ = ["BestCheckpoint", "ResumeCheckpoint"]
 
-_LOOK_EVERY = 8  # batches between two looks for a signal where each look waits for the device
+_LOOK_EVERY = 8  # steps between two looks for a signal where each look waits for the device
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -46,13 +46,23 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
 
+        self._resumed: Path | None = None
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note from where the training goes on."""
+        self._resumed = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy the best checkpoint of the resumed run here, so that a worse one cannot win."""
-        score, old = state_dict.get("best_model_score"), Path(state_dict.get("best_model_path", ""))
-        if score is None or self.dirpath is None or not old.is_file():
+        score = state_dict.get("best_model_score")
+        if score is None or self.dirpath is None or self._resumed is None:
             return
-        new = Path(self.dirpath, old.name)
-        if global_rank() == 0 and new != old:
+        old, new = (Path(folder, "best.ckpt") for folder in (self._resumed.parent, self.dirpath))
+        if not is_valid(old):
+            return
+        if global_rank() == 0:
             _copy(old, new)
         self.best_model_path = self.kth_best_model_path = str(new)
         self.best_model_score = self.kth_value = torch.as_tensor(score)
@@ -80,15 +90,34 @@ class ResumeCheckpoint(Checkpoint):
         self._saved_time = time.monotonic()
         self._is_late = False
         self._validates_anew = False
+        self._metrics: dict[str, float] = {}
+        self._should_stop = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what other callbacks decide by, and what they have decided."""
+        return {"metrics": self._metrics, "should_stop": self._should_stop}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._metrics = state_dict["metrics"]
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Stop where it was decided to stop."""
+        states = [state for state in checkpoint["callbacks"].values() if "should_stop" in state]
+        trainer.should_stop = any(state["should_stop"] for state in states)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for a save."""
+        values = {name: torch.tensor(value) for name, value in self._metrics.items()}
+        trainer.callback_metrics.update(values)  # such as an early stop's, at the epoch's end
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self.signals.hold()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Obey signals at once again: all is saved."""
-        self.signals.release()
+        """Obey signals at once again: all is saved, and other ranks have nothing left to do."""
+        self.signals.release(obeys=trainer.is_global_zero)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -97,9 +126,8 @@ class ResumeCheckpoint(Checkpoint):
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
             return
-        on_cpu = trainer.strategy.root_device.type == "cpu"
-        ends = loop._is_training_done or trainer.global_step == trainer.max_steps
-        if not (on_cpu or ends or batch_idx % _LOOK_EVERY == 0):
+        waits = trainer.world_size > 1 and trainer.strategy.root_device.type != "cpu"
+        if waits and trainer.global_step % _LOOK_EVERY and not _ends(trainer):
             return
         stops = self._agree(trainer)
         fetcher = trainer.fit_loop._data_fetcher
@@ -122,6 +150,8 @@ class ResumeCheckpoint(Checkpoint):
             return  # Lightning makes no validation after the last step when it continues
         rows = trainer.val_dataloaders
         everywhere = len(rows.data) // trainer.world_size // rows.batch_size  # type: ignore[union-attr]
+        if isinstance(trainer.limit_val_batches, float):
+            everywhere = int(everywhere * trainer.limit_val_batches)
         if batch_idx < everywhere and self._agree(trainer):
             self._validates_anew = True
             self._save_if_due(trainer, True)
@@ -134,8 +164,7 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of the last epoch where no validation was."""
         is_whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        ends = trainer.fit_loop.done or trainer.current_epoch + 1 == trainer.max_epochs
-        if is_whole and ends and self._saved_step != trainer.global_step:
+        if is_whole and _ends(trainer) and self._saved_step != trainer.global_step:
             self._save(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,16 +196,12 @@ class ResumeCheckpoint(Checkpoint):
             wishes = wishes.to(trainer.strategy.root_device)
             torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
         wished, self._is_late = wishes.tolist()
-        self.signals.received = self.signals.received or wished  # one may have come meanwhile
+        self.signals.hear(wished)
         return bool(wished)
 
     def _save_if_due(self, trainer: Trainer, stops: bool) -> None:
-        step = trainer.global_step
-        ends = step == trainer.max_steps or (
-            trainer.fit_loop.epoch_loop._is_training_done
-            and trainer.current_epoch + 1 == trainer.max_epochs
-        )
-        if stops or ends or self._is_late or step - self._saved_step >= self.steps:
+        is_due = self._is_late or trainer.global_step - self._saved_step >= self.steps
+        if stops or is_due or _ends(trainer):
             self._save(trainer)
         if stops:
             self._leave(trainer)
@@ -185,21 +210,29 @@ class ResumeCheckpoint(Checkpoint):
         assert self.path is not None
         for logger in trainer.loggers:
             logger.save()  # what was logged belongs to the state
+        self._metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._should_stop = trainer.should_stop
         trainer.save_checkpoint(self.path)
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 
     def _leave(self, trainer: Trainer) -> None:
-        """End this rank; were the code of one that Lightning started not 0, it would kill all."""
+        """End this rank."""
         if trainer.is_global_zero:
             print_line(f"stopped = step {trainer.global_step} is saved in {self.path}")
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        is_child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
-        raise SystemExit(0 if is_child else self.signals.exit_code)
+        raise SystemExit(self.signals.exit_code)
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Tell whether the step just made is the last one."""
+    if trainer.global_step == trainer.max_steps or trainer.should_stop:
+        return True
+    is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return is_last and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def _copy(old: Path, new: Path) -> None:
-    """Copy a checkpoint and its mark."""
+    """Copy a checkpoint and its mark, each whole or not at all."""
     new.parent.mkdir(parents=True, exist_ok=True)
     for mark in ("", ".json"):
-        with suppress(FileNotFoundError):
-            shutil.copy2(f"{old}{mark}", f"{new}{mark}")
+        with Path(f"{old}{mark}").open("rb") as source, replacing(Path(f"{new}{mark}")) as target:
+            shutil.copyfileobj(source, target)

@@ -26,6 +26,8 @@ __all__ = [
     "ended",
     "exit_when_terminated",
     "follow_parent",
+    "grace",
+    "is_launched",
     "requeue",
 ]
 
@@ -37,7 +39,7 @@ INTERRUPTED = 130
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is unknown to Windows
 _LOOK_SECONDS = 1.0
-_PATIENCE_SECONDS = 5.0
+_SAVING_SECONDS = 30.0
 
 
 class StopSignals:
@@ -51,6 +53,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self._holds = False
+        self._is_deaf = False
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -70,11 +73,19 @@ class StopSignals:
         """Only note what comes from now on."""
         self._holds = True
 
-    def release(self) -> None:
-        """Obey again what comes from now on, and what came."""
+    def release(self, obeys: bool = True) -> None:
+        """Obey again what comes from now on, and perhaps what came."""
         self._holds = False
-        if self.received:
+        if self.received and obeys:
             raise SystemExit(self.exit_code)
+
+    def hear(self, number: int) -> None:
+        """Take a signal that another rank was sent, or none, unless there is one already."""
+        self.received = self.received or number
+
+    def ignore(self) -> None:
+        """Hear nothing more: the process is ending, and says how."""
+        self._is_deaf = True
 
     @property
     def asks_to_requeue(self) -> bool:
@@ -83,17 +94,29 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """What the process is to end with."""
+        """What this process is to end with: another rank with 0, all that Lightning accepts."""
+        if is_launched():
+            return 0
         return INTERRUPTED if self.received == signal.SIGINT else STOPPED
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_deaf:
+            return
         is_first, self.received = not self.received, self.received or number
         if not (self._holds and is_first):
+            if is_launched() and not self._holds:
+                os.kill(os.getppid(), number)  # the first rank tells how it ended, and ends all
             raise SystemExit(self.exit_code)
         if os.environ.get("LOCAL_RANK", "0") == "0":  # not from every rank
             name = signal.Signals(number).name
             told = f"kd: {name}: saving, then stopping; once more stops at once\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, told.encode())
+
+
+def is_launched() -> bool:
+    """Tell whether Lightning has started this process as another rank, not torchrun or SLURM."""
+    started = int(os.environ.get("LOCAL_RANK") or 0) > 0
+    return started and not {"RANK", "SLURM_PROCID"} & os.environ.keys()
 
 
 def exit_when_terminated() -> None:
@@ -109,16 +132,19 @@ def exit_when_terminated() -> None:
         signal.signal(signal.SIGTERM, leave)
 
 
-def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait a little for processes to end, then make them."""
-    for ask in (None, subprocess.Popen.terminate, subprocess.Popen.kill):
-        patience = time.monotonic() + _PATIENCE_SECONDS
+def end_processes(
+    processes: Sequence[subprocess.Popen[bytes]], seconds: tuple[float, float] = (5.0, 5.0)
+) -> None:
+    """Wait some seconds for processes to end, ask them to, wait again, and make them."""
+    asks = (None, subprocess.Popen.terminate, subprocess.Popen.kill)
+    for ask, patience in zip(asks, (*seconds, 60.0), strict=True):
+        deadline = time.monotonic() + patience
         for process in processes:
             if ask is not None and process.poll() is None:
                 ask(process)
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, patience - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
 
 
 @contextmanager
@@ -126,9 +152,15 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
     """Let a process of our own not outlive an error in here."""
     try:
         yield process
-    except BaseException:
-        end_processes([process])
+    except BaseException as error:
+        end_processes([process], grace(error))
         raise
+
+
+def grace(error: BaseException) -> tuple[float, float]:
+    """Return the seconds that a process gets before and after SIGTERM; Ctrl-C it has heard too."""
+    is_told = isinstance(error, KeyboardInterrupt) or getattr(error, "code", 0) == INTERRUPTED
+    return (_SAVING_SECONDS, 0.0) if is_told else (0.0, _SAVING_SECONDS)
 
 
 def requeue(job: str) -> None:

@@ -53,7 +53,7 @@ class Journal(Callback):
             self._write(trainer, None)
 
     def _write(self, trainer, rows):
-        epoch, batch = trainer.datamodule.state_dict().values()
+        epoch, batch = trainer.datamodule.place
         line = {"epoch": epoch, "batch": batch, "rank": trainer.global_rank, "rows": rows}
         with (self.folder / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -238,8 +238,9 @@ def disturb(words: list[str], folder: Path, kills: int, draw: random.Random) -> 
             return done
         if not ends:
             raise SystemExit(f"a training that nobody touched ended with {code}: see {log}")
-        if how is signal.SIGTERM and target != "other" and code != 143:
-            raise SystemExit(f"{name} ended with {code} instead of 143: see {log}")
+        wanted_code = {signal.SIGTERM: 143, signal.SIGINT: 130}.get(how)
+        if wanted_code not in (None, code):
+            raise SystemExit(f"{name} ended with {code} instead of {wanted_code}: see {log}")
 
 
 def main() -> None:

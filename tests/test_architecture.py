@@ -117,6 +117,7 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("report", "findings"),
     ("report", "sections"),
     ("sections", "findings"),
+    ("saving", "checkpoints"),
     ("saving", "runs"),
     ("seq2seq", "classifiers"),
     ("seq2seq", "configuration"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning import Callback
 
+from kd.checkpoints import SafeCheckpointIO
 from kd.cli import main
 from kd.module import DistillationModule
 from kd.runs import read_manifest, versions
@@ -55,7 +56,7 @@ class Cut(Callback):
         self.cut(trainer, "save")
 
     def cut(self, trainer, at):
-        place = at, *trainer.datamodule.state_dict().values()
+        place = at, *trainer.datamodule.place
         if trainer.sanity_checking or place != self.place or trainer.global_rank != self.rank:
             return
         if self.by == "death":
@@ -225,3 +226,93 @@ def test_a_student_of_a_budget_keeps_its_size_whatever_the_machine_does_now(
     monkeypatch.setattr("kd.budget._latency_ms", lambda *_: 1e9)
     main(words)
     assert read_manifest(tmp_path / "runs" / "run" / "version_1")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (("batch_end", 0, 20), ["--trainer.limit_train_batches=20"]),
+        (("epoch_end", 0, 20), ["--trainer.limit_train_batches=20"]),
+        (("batch_end", 1, 7), ["--trainer.val_check_interval=1.0"]),
+        (("validation", 1, 34), ["--trainer.val_check_interval=0.5"]),
+        (("batch_end", 1, 20), ["--trainer.check_val_every_n_epoch=2"]),
+        (("batch_end", 0, 30), ["--trainer.max_steps=14", "--trainer.max_epochs=-1"]),
+        (("batch_end", 1, 6), ["--trainer.max_steps=14", "--trainer.max_epochs=-1"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("by", ["death", "SIGTERM"])
+def test_every_way_to_cut_an_epoch_goes_on_exactly(world, tmp_path, place, words, by):
+    recipe, _, _ = world
+    stop = {"monitor": "val/loss", "patience": 50}
+    early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop}
+    words = [*words, f"--trainer.callbacks+={json.dumps(early)}"]
+    whole, root = tmp_path / "whole", tmp_path / "cut"
+    assert train(recipe, whole, tmp_path / "one", *words) == 0
+    assert train(recipe, root, tmp_path / "two", *words, cutting(*place, by)) in (143, "death")
+    assert train(recipe, root, tmp_path / "two", *words) == 0
+    ends = [versions(runs / "soak")[-1] for runs in (whole, root)]
+    assert soak.differences(*ends) == []
+    assert soak.rows_of(tmp_path / "one") == soak.rows_of(tmp_path / "two")
+
+
+def test_a_training_that_decided_to_stop_does_not_go_on(world, tmp_path):
+    recipe, _, _ = world
+    stop = {"monitor": "val/loss", "patience": 0, "stopping_threshold": 100.0}
+    stop |= {"check_on_train_epoch_end": False}
+    early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop}
+    words = [f"--trainer.callbacks+={json.dumps(early)}", "--trainer.val_check_interval=12"]
+    assert train(recipe, tmp_path / "runs", tmp_path / "journal", *words) == 0
+    first = tmp_path / "runs" / "soak" / "version_0"
+    steps = read_manifest(first)["results"]["steps"]
+    assert steps < 24
+    words.append(f"--run.resume={first}")
+    assert train(recipe, tmp_path / "runs", tmp_path / "journal", *words) == 0
+    again = read_manifest(tmp_path / "runs" / "soak" / "version_1")
+    assert again["results"]["steps"] == steps
+
+
+def test_a_resume_keeps_its_teacher_and_refuses_other_rows(world, tmp_path, capsys):
+    recipe, _, _ = world
+    text, rows = recipe.read_text(), (recipe.parent / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text(rows)
+    mine = tmp_path / "soak.yaml"
+    mine.write_text(text.replace(str(recipe.parent / "rows.csv"), str(tmp_path / "rows.csv")))
+    root, journal = tmp_path / "runs", tmp_path / "journal"
+    assert train(mine, root, journal, cutting("batch_end", 0, 20, "SIGTERM")) == 143
+    half = root / "soak" / "version_0" / "metrics.csv"
+    half.write_text(half.read_text() + "1.0,0")  # as a power cut leaves it
+    (tmp_path / "rows.csv").write_text(rows.replace(",positive", ",negative", 1))
+    assert train(mine, root, journal) == 2
+    assert "rows are not those of" in capsys.readouterr().err
+    (tmp_path / "rows.csv").write_text(rows)
+    assert train(mine, root, journal) == 0
+
+
+def test_a_resume_takes_the_teacher_that_was_taken(tmp_path, csv_file, make_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", f"--model.student.path={make_model()}", f"--data.source.train={csv_file}"]
+    words += ["--trainer.accelerator=cpu", "--data.max_length=16", "--trainer.max_epochs=1"]
+    taught = [*words, "--model.teacher=ModelTeacher", "--model.teacher.path=runs/teacher"]
+    main([*words, "--run.name=teacher"])
+    with pytest.raises(SystemExit):
+        main([*taught, cutting("batch_end", 0, 1, "SIGTERM")])
+    main([*words, "--run.name=teacher", "--seed_everything=1"])
+    main([*taught, "--run.resume=auto"])
+    taken = [read_manifest(run)["references"]["runs/teacher"] for run in versions("runs/run")]
+    assert taken == ["runs/teacher/version_0/student"] * 2
+
+
+def test_only_a_whole_best_checkpoint_beside_the_resumed_one_is_taken(world, tmp_path):
+    recipe, _, _ = world
+    root, journal, canary = tmp_path / "runs", tmp_path / "journal", tmp_path / "id_rsa"
+    canary.write_text("secret")
+    assert train(recipe, root, journal, cutting("batch_end", 1, 20, "SIGTERM")) == 143
+    saved = root / "soak" / "version_0" / "checkpoints" / "resume.ckpt"
+    kept = torch.load(saved, weights_only=True)
+    for state in kept["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = str(canary)
+    SafeCheckpointIO().save_checkpoint(kept, saved)
+    assert train(recipe, root, journal) == 0
+    assert not list(root.rglob("id_rsa*"))

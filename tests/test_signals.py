@@ -94,20 +94,18 @@ def test_slurm_is_asked_to_queue_again_and_its_job_continues_its_own_run(
     assert soak.rows_of(journal) == rows
 
 
-def test_processes_that_do_not_listen_are_ended(monkeypatch):
-    monkeypatch.setattr("kd.signals._PATIENCE_SECONDS", 1.0)
+def test_processes_that_do_not_listen_are_ended():
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)"
     )
     script = f"{deaf}; time.sleep(99)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()
-        end_processes([process])
+        end_processes([process], (0.2, 0.5))
         assert process.returncode == -signal.SIGKILL
 
 
-def test_a_process_of_our_own_does_not_outlive_an_error(monkeypatch):
-    monkeypatch.setattr("kd.signals._PATIENCE_SECONDS", 0.2)
+def test_a_process_of_our_own_does_not_outlive_an_error():
     script = "import time; time.sleep(99)"
     with pytest.raises(SystemExit), ended(subprocess.Popen([sys.executable, "-c", script])) as one:
         raise SystemExit(143)

@@ -291,17 +291,10 @@ class TextDataModule(LightningDataModule):
         if not len(data):
             raise DataError("No row is left to train on: no objective learns from unlabelled rows.")
         dropout = 0.0 if self.rationales is None else self.rationales.dropout
-        self._training = TrainingBatches(
-            data,
-            self.batch_size,
-            self._seed,
-            rank,
-            ranks,
-            self._position,
-            self.tokens_per_batch,
-            dropout,
-        )
-        return self._training
+        place, size, tokens = self._position, self.batch_size, self.tokens_per_batch
+        found = TrainingBatches(data, size, self._seed, rank, ranks, place, tokens, dropout)
+        self._training = found
+        return found
 
     def val_dataloader(self) -> EvaluationBatches:
         """Return this rank's share of the validation rows."""
@@ -317,7 +310,9 @@ class TextDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training data: epoch and batches consumed."""
-        epoch, batch = self._training.position if self._training else self._position
+        epoch, batch = self.place
+        if batch and self.trainer is not None and self.trainer.is_last_batch:  # by a limit, perhaps
+            epoch, batch = epoch + 1, 0
         return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -327,8 +322,13 @@ class TextDataModule(LightningDataModule):
     @property
     def noise(self) -> int:
         """A seed for the batch given out last: of the run's seed, epoch, batch and rank alone."""
-        place = [self._seed, *self.state_dict().values(), self._ranks[0]]
-        return int(np.random.SeedSequence(place).generate_state(1)[0])
+        words = [self._seed, *self.place, self._ranks[0]]
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch, and number in it, from 1, of the batch given out last."""
+        return self._training.position if self._training else self._position
 
     @property
     def _ranks(self) -> tuple[int, int]:
