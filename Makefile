@@ -42,6 +42,25 @@ lint: install .venv/pydoclint ## ruff, codespell, pydoclint
 types: install ## mypy in its strict mode
 	$(BIN)/mypy
 
+# of its own, for what it needs itself is not what it audits
+.venv/pip-audit: constraints.txt | .venv/installed
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet -c constraints.txt pip-audit
+	@touch $@
+
+AUDIT = .venv/pip-audit/bin/pip-audit --path $(BIN)/../lib/python3*/site-packages --skip-editable
+FOUND = import json; [print(one["name"], one["version"], bad["id"], "fixed in", *bad["fix_versions"]) \
+	for one in json.load(open(".venv/audit.json"))["dependencies"] for bad in one.get("vulns", ())]
+
+audit: install .venv/pip-audit ## known vulnerabilities of what is installed; asks a service
+	@rm -f .venv/audit.json
+	@$(AUDIT) --format json --output .venv/audit.json 2> .venv/audit.log; code=$$?; \
+	if grep -qs '"vulns"' .venv/audit.json; then \
+		$(BIN)/python -c '$(FOUND)'; tail -n 1 .venv/audit.log; exit $$code; \
+	elif grep -qsE 'could not be audited|Connection|timed out' .venv/audit.json .venv/audit.log; then \
+		echo "not audited: no network"; \
+	else cat .venv/audit.log; exit 1; fi
+
 check: lint types test ## all that a change must pass
 
-.PHONY: help install quickstart test test-all test-faults benchmark lint types check
+.PHONY: help install quickstart test test-all test-faults benchmark lint types audit check

@@ -7,6 +7,7 @@ transformers, which are imported only for PyTorch. This room knows no training a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -153,7 +154,7 @@ class ONNXModel:
             raise ConfigError(f"There is no backend {backend!r}: choose torch, onnx or int8.")
         facts = read_facts(folder)
         file = folder / FILES[backend]
-        if facts is None or not file.is_file():
+        if facts is None or not os.path.isfile(file):
             raise ModelError(
                 f"{folder} has no {FILES[backend]}: make it by `kd export`, or take the backend "
                 "torch."
@@ -165,7 +166,7 @@ class ONNXModel:
         self._prefix = facts.prefix
         self._inputs = facts.inputs
         self._encode, self._padding = _tokenizer(folder, facts)
-        self._run = _session(file, threads)
+        self._run = _session(file, len(facts.labels), threads)
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int
@@ -215,7 +216,7 @@ def _tokenizer(folder: Path, facts: Facts) -> tuple[Callable[[list[Any]], list[E
 
 
 def _session(
-    file: Path, threads: int | None
+    file: Path, classes: int, threads: int | None
 ) -> Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]:
     try:
         import onnxruntime
@@ -230,7 +231,17 @@ def _session(
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many kinds, none of them public
         raise ModelError(f"{file} does not load in ONNX Runtime: export it again.") from error
-    return lambda inputs: session.run(["logits"], inputs)[0]
+
+    def run(inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        try:
+            found: NDArray[np.float32] = session.run(["logits"], inputs)[0]
+            return found.reshape(len(inputs["input_ids"]), classes)
+        except Exception as error:  # likewise
+            raise ModelError(
+                f"{file} does not answer as kd.json and its tokenizer say: export it again."
+            ) from error
+
+    return run
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64]]:

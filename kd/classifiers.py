@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from kd.configuration import dropout_of, read_config
+from kd.configuration import check_weights, dropout_of, read_config
 from kd.errors import ConfigError, ModelError
 from kd.layers import check_same_classes, check_same_problem, is_multi_label, stored_labels
 from kd.projections import PROJECTIONS, captured
@@ -25,6 +23,8 @@ from kd.types import Inputs, ModelInfo
 from kd.vocabulary import digest, load_tokenizer, quiet, reason, train_wordpiece
 
 __all__ = ["TextClassifier"]
+
+_SHORTEST = 3  # tokens of a text: the special ones, and one more
 
 
 class TextClassifier(nn.Module):
@@ -66,7 +66,7 @@ class TextClassifier(nn.Module):
     ) -> None:
         super().__init__()
         kind = type(self).__name__
-        if (path is None) == (config is None):
+        if bool(path) == (config is not None):
             raise ConfigError(f"{kind} takes a path or a config: give exactly one.")
         if config is not None and "model_type" not in config:
             raise ConfigError(f"{kind}'s config names no model_type: add it, e.g. {self.family}.")
@@ -120,9 +120,16 @@ class TextClassifier(nn.Module):
                 check_same_classes(self._name, names, tuple(labels))
                 check_same_problem(self._name, network.config, multi_label)
             self._fit(network, names, tuple(labels), multi_label)
-        if len(tokenizer) > network.config.vocab_size:
+        longest = tokenizer.model_max_length
+        if not isinstance(longest, int | float) or longest < _SHORTEST:
             raise ModelError(
-                f"The tokenizer of {self._name} has {len(tokenizer)} tokens but the model's "
+                f"The tokenizer_config.json of {self._name} has model_max_length={longest!r:.20}: "
+                "correct it."
+            )
+        tokens = 1 + max(*tokenizer.get_vocab().values(), *tokenizer("a")["input_ids"])
+        if tokens > network.config.vocab_size:
+            raise ModelError(
+                f"The tokenizer of {self._name} has {tokens} tokens but the model's "
                 f"embedding has {network.config.vocab_size}: they do not belong together."
             )
         self._take(network, tokenizer)
@@ -284,6 +291,7 @@ class TextClassifier(nn.Module):
         if self.dropout is not None:
             config.update(dropout_of(config, self.dropout))
         try:
+            check_weights(config, self.architecture, Path(self.path))
             network, report = self.architecture.from_pretrained(
                 self.path,
                 config=config,
@@ -291,8 +299,9 @@ class TextClassifier(nn.Module):
                 dtype=torch.float32,  # the default is the file's own, which may be bfloat16
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported: see below
+                trust_remote_code=False,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except Exception as error:  # what hostile files raise has no common class
             raise ModelError(f"The weights of {self.path} do not load: {reason(error)}.") from error
         body = "" if network.base_model is network else network.base_model_prefix + "."
         lost = {name for name, *_ in report["mismatched_keys"]}
@@ -335,7 +344,7 @@ class TextClassifier(nn.Module):
             if self.dropout is not None:
                 config.update(dropout_of(config, self.dropout))
             network = self.architecture.from_config(config, dtype=torch.float32)
-        except (ValueError, TypeError, StrictDataclassError) as error:
+        except Exception as error:  # what strange values raise has no common class
             raise ConfigError(f"{kind}'s config makes no model: {reason(error)}.") from error
         return network, tokenizer
 

@@ -112,7 +112,7 @@ def _annotate(arguments: Sequence[str]) -> None:
     from kd.annotate import annotate
     from kd.data import generated, synonyms  # noqa: F401 - recipes name their classes
     from kd.data.datamodule import TextDataModule
-    from kd.parsing import allow_imports, explain
+    from kd.parsing import allow_imports, check_groups, explain
     from kd.rationales import api, imported, local  # noqa: F401 - likewise
     from kd.rationales.annotators import Annotator
 
@@ -126,6 +126,7 @@ def _annotate(arguments: Sequence[str]) -> None:
     _let_flags_stand_alone(parser, annotate)
     try:
         parsed = parser.parse_args(list(arguments))
+        check_groups(parsed, ("data",))
         files = parsed.pop("config") or []
         parsed.name = parsed.name or (Path(str(files[0])).stem if files else "annotate")
         recipe = parser.dump(parsed, skip_unset=False)

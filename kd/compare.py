@@ -128,11 +128,14 @@ def _check(plan: Mapping[str, Variant], against: str, seeds: Sequence[int], jobs
 
 def _resolved(words: Sequence[str]) -> dict[str, Any]:
     """Return a recipe as its run will write it down, to the last default; nothing is loaded."""
+    from kd.parsing import check_groups
     from kd.recipes import run_recipe  # torch comes with it, and help needs none
 
     with redirect_stdout(StringIO()) as said, suppress(SystemExit):
         run_recipe(["fit", *words, "--print_config"])
-    return dict(yaml.safe_load(said.getvalue()))
+    recipe = dict(yaml.safe_load(said.getvalue()))
+    check_groups(recipe, ("data", "model", "run", "trainer"))
+    return recipe
 
 
 def _without_teacher(recipe: Mapping[str, Any]) -> list[str]:

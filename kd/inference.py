@@ -7,6 +7,7 @@ lightning nor datasets, and knows no training.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -94,10 +95,10 @@ class Classifier:
         """
         source = str(resolve(path).student if is_reference(path) else path)
         folder = Path(source)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             folder = _from_hub(source, backend, revision)
         if backend == "auto":
-            has_onnx = (folder / ONNX).is_file() and find_spec("onnxruntime") is not None
+            has_onnx = os.path.isfile(folder / ONNX) and find_spec("onnxruntime") is not None
             backend = "onnx" if has_onnx else "torch"
         model: Model
         if backend == "torch":
@@ -111,6 +112,8 @@ class Classifier:
                     f"{len(label_names)}: name each."
                 )
             model.labels = tuple(label_names)
+        if len(set(model.labels)) < len(model.labels):
+            raise ModelError(f"{path} has two classes of one name: tell them by label_names.")
         facts = read_facts(folder)
         return cls(model, facts.temperature if facts else 1.0)
 
@@ -152,8 +155,26 @@ class Classifier:
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
     ) -> NDArray[np.float32]:
-        """Return the logits of texts `[N, C]`, in their order, before any temperature."""
-        return self.model.logits(texts, pairs, self.batch_size)
+        """Return the logits of texts `[N, C]`, in their order, before any temperature.
+
+        Args:
+            texts: N of them.
+            pairs: Their second texts, or null.
+
+        Returns:
+            The logits.
+
+        Raises:
+            ModelError: If one is no number.
+        """
+        found = self.model.logits(texts, pairs, self.batch_size)
+        lost = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(lost):
+            raise ModelError(
+                f"The model's answer to text {lost[0] + 1} is no number: its weights are damaged, "
+                "export or fetch it again."
+            )
+        return found
 
     def _predictions(self, texts: list[str], found: NDArray[np.float64]) -> list[Prediction]:
         if self.multi_label:
@@ -277,10 +298,11 @@ def _checked(texts: Sequence[str]) -> list[str]:
     """Return texts as they were in training."""
     if isinstance(texts, str):
         raise DataError("A single text is no list of texts: put it in brackets.")
-    for place, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
+    read = [repaired(text) if isinstance(text, str) else "" for text in texts]
+    for place, text in enumerate(read):
+        if not text.strip():
             raise DataError(f"Text {place + 1} of {len(texts)} is empty: give it words.")
-    return [repaired(text) for text in texts]
+    return read
 
 
 def _from_hub(name: str, backend: str, revision: str | None) -> Path:
@@ -325,8 +347,9 @@ def _chunks(texts: list[str] | None, file: Path | None) -> Iterator[list[str]]:
         try:
             with file.open(encoding="utf-8-sig") as lines:
                 yield from _read_lines(lines, str(file))
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{file} cannot be read: {reason}.") from error
 
 
 def _read_lines(lines: IO[str], origin: str) -> Iterator[list[str]]:

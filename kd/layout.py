@@ -50,6 +50,7 @@ FILES = {"onnx": ONNX, "int8": INT8}
 """The model of each backend of ONNX Runtime."""
 
 _FORMAT = 1
+_COLDEST = 1e-6  # temperature; divided by less, logits overflow
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,21 @@ def read_facts(folder: Path) -> Facts | None:
         version = found.pop("format")
         if version != _FORMAT:
             raise ModelError(
-                f"{path} has format {version}, and this kd reads {_FORMAT}: update it."
+                f"{path} has format {version!r:.20}, and this kd reads {_FORMAT}: update it."
             )
         lists = {name: tuple(found[name]) for name in ("labels", "inputs")}
         facts = Facts(**found | lists)
-        if not 0.0 < facts.temperature < math.inf:
-            raise ValueError(facts.temperature)
+        names = (*facts.labels, *facts.inputs, facts.prefix)
+        is_sound = all(isinstance(name, str) for name in names) and "input_ids" in facts.inputs
+        is_sound = is_sound and isinstance(facts.max_length, int) and facts.max_length > 0
+        if not (is_sound and _COLDEST < facts.temperature < math.inf):
+            raise ValueError(facts)
         return facts
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # what hostile values raise has no common class
         raise ModelError(f"{path} is broken: export the run again.") from error
 
 
@@ -140,7 +146,7 @@ def verify_folder(folder: Path) -> list[str]:
         found = _found(folder)
     except FileNotFoundError as error:
         raise RunError(f"{folder} has no {CHECKSUMS}: it is no folder of kd export.") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: export the run again.") from error
     if text != _as_text(wanted):
         return [f"{CHECKSUMS}: not as it was written"]

@@ -6,21 +6,23 @@ application. This room knows no run and writes no file.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from kd import errors
 from kd.errors import KDError, RunError
 from kd.layout import CHECKSUMS, FACTS, FILES
 
@@ -173,7 +175,8 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._process, self._errors:
+        # what a dead process has not read of a request is still in the pipe's buffer
+        with self._errors, suppress(BrokenPipeError), self._process:
             self._process.kill()
 
     def time(self, batch_size: int, first: int, seconds: float) -> list[float]:
@@ -193,8 +196,8 @@ class Process:
         self, texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[str]
     ) -> NDArray[np.float32] | None:
         """Return logits in the order of ``labels``; null where the model knows other classes."""
-        found: NDArray[np.float32] | None = self._ask("logits", texts, pairs, labels)
-        return found
+        found = self._ask("logits", texts, pairs, labels)
+        return None if found is None else np.array(found, dtype=np.float32)
 
     def peak_megabytes(self) -> float:
         """Return the most memory that the process has held."""
@@ -205,10 +208,9 @@ class Process:
         assert requests is not None
         assert answers is not None
         try:
-            requests.write(pickle.dumps((request, arguments)))
-            requests.flush()
-            answer = pickle.load(answers)
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            _send(requests, [request, arguments])
+            kind, answer = json.loads(answers.readline())
+        except (OSError, ValueError) as error:
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").split("\n")
             last = [line for line in said if line.strip()][-1:]
@@ -216,9 +218,15 @@ class Process:
                 f"The process of {self._name} died with code {self._process.wait()}: "
                 f"{''.join(last) or 'perhaps it ran out of memory'}."
             ) from error
-        if isinstance(answer, KDError):
-            raise answer
+        if kind:
+            raise getattr(errors, kind)(answer)
         return answer
+
+
+def _send(pipe: IO[bytes], message: object) -> None:
+    """Write a line of JSON, which can do nothing where it is read."""
+    pipe.write(json.dumps(message).encode() + b"\n")
+    pipe.flush()
 
 
 def serve() -> None:
@@ -226,17 +234,13 @@ def serve() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     served = _Served()
-    while True:
+    for line in requests:
+        request, arguments = json.loads(line)
         try:
-            request, arguments = pickle.load(requests)
-        except EOFError:
-            return
-        try:
-            answer = getattr(served, request)(*arguments)
+            answer = "", getattr(served, request)(*arguments)
         except KDError as error:
-            answer = error
-        pickle.dump(answer, answers)
-        answers.flush()
+            answer = type(error).__name__, str(error)
+        _send(answers, answer)
 
 
 class _Served:
@@ -285,12 +289,14 @@ class _Served:
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[str]
-    ) -> NDArray[np.float32] | None:
+    ) -> list[list[float]] | None:
         (model,) = self.models
         if sorted(model.labels) != sorted(labels):
             return None
         model.batch_size = 64
-        return model.logits(texts, pairs)[:, [model.labels.index(label) for label in labels]]
+        order = [model.labels.index(label) for label in labels]
+        found: list[list[float]] = model.logits(texts, pairs)[:, order].tolist()
+        return found
 
     def peak_megabytes(self) -> float:
         status = Path("/proc/self/status")

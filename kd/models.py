@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from kd.budget import Shape, shape_of
 from kd.classifiers import TextClassifier
@@ -79,7 +79,7 @@ class EncoderClassifier(TextClassifier):
     def keep_shape(self, folder: Path) -> None:
         """Have the layers of a model of this recipe: a budget would measure this machine anew."""
         if self.shrink is not None and self.shrink.has_budget:
-            self._chosen = shape_of(AutoConfig.from_pretrained(folder))
+            self._chosen = shape_of(read_config(str(folder), None, None))
 
     def load(
         self,
@@ -163,5 +163,5 @@ def choose_classifier(
         ModelError: If there is no such model.
     """
     config = read_config(str(path), model_type, revision)
-    has_head = any("SequenceClassification" in name for name in config.architectures or ())
+    has_head = "SequenceClassification" in str(config.architectures)
     return Seq2SeqClassifier if config.is_encoder_decoder and not has_head else EncoderClassifier

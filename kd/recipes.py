@@ -37,7 +37,7 @@ from kd.models import EncoderClassifier
 from kd.module import DistillationModule
 from kd.objectives import Objective
 from kd.origins import differences, essence, recipe_of
-from kd.parsing import allow_imports, explain, quieten
+from kd.parsing import allow_imports, check_groups, explain, quieten
 from kd.redaction import mask
 from kd.references import find_annotations, find_models, find_student
 from kd.runs import (
@@ -143,17 +143,13 @@ class RecipeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and explain an error in one sentence."""
         assert isinstance(args, list)
+        parsers = self._subcommand_parsers.values()
+        keys = sorted({action.dest for subparser in parsers for action in subparser._actions})
         try:
             self.config = parser.parse_args(args)
         except Exception as error:
-            keys = {
-                action.dest
-                for subparser in self._subcommand_parsers.values()
-                for action in subparser._actions
-            }
-            raise explain(
-                error, sorted(keys), (Objective, Teacher, TextClassifier, Augmenter)
-            ) from error
+            raise explain(error, keys, (Objective, Teacher, TextClassifier, Augmenter)) from error
+        check_groups(self.options, ("data", "model", "run", "trainer"))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the command line as it is: a checkpoint holds no configuration."""
@@ -198,10 +194,12 @@ class RecipeCLI(LightningCLI):
         with self._recorded():
             try:
                 super().instantiate_classes()
-            except ValueError as error:
+            except (KDError, MisconfigurationException):
+                raise
+            except Exception as error:  # what strange options raise has no common class
                 if isinstance(error.__cause__, KDError):  # of an optional part, such as augment
                     raise error.__cause__ from None
-                raise
+                raise explain(error, (), ()) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Construct the trainer around the run directory."""

@@ -39,8 +39,10 @@ def load_tokenizer(
         ModelError: If there is no usable fast tokenizer.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, config=config, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, config=config, revision=revision, trust_remote_code=False
+        )
+    except Exception as error:  # what hostile files raise has no common class
         raise ModelError(f"{path} has no tokenizer that loads: {reason(error)}.") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"The tokenizer of {path} has no fast version, which kd needs.")

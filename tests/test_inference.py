@@ -65,12 +65,14 @@ def test_a_text_beyond_the_models_limit_is_cut(model):
     assert long.probabilities == pytest.approx(cut.probabilities)
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize("blank", ["", "  \n", None, 3])
 def test_a_blank_text_is_refused_with_its_number(model, blank):
     with pytest.raises(DataError, match="Text 2 of 3 is empty"):
         model.predict(["a", blank, "b"])
 
 
+@pytest.mark.fault(30)
 def test_broken_unicode_is_read_as_in_training(model):
     lone, pair, whole, nul, plain = model.predict(
         ["a \ud83d film", "a \ud83c\udfac film", "a 🎬 film", "a\0 film", "a film"]

@@ -35,6 +35,7 @@ def test_a_whole_folder_has_no_problem(folder):
     assert list(json.loads((folder / CHECKSUMS).read_text())) == ["a.txt", "onnx/b.bin"]
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize("name", ["a.txt", "onnx/b.bin", CHECKSUMS])
 @pytest.mark.parametrize("mask", [0x01, 0x07, 0x20, 0xFF])
 def test_any_flipped_byte_is_found_also_of_the_checksums(folder, name, mask):

@@ -394,6 +394,7 @@ def test_tokenizer_may_read_less_than_the_model(make_model, tmp_path):
     assert len(tokenizer("happy " * 50, truncation=True)["input_ids"]) == 10
 
 
+@pytest.mark.fault(37)
 def test_description_cuts_no_later_than_the_model_reads(make_model, tmp_path):
     load(make_model()).describe(tmp_path / "described", 1000)
     assert AutoTokenizer.from_pretrained(tmp_path / "described").model_max_length == 64
@@ -497,6 +498,7 @@ def test_other_names_give_a_student_a_fresh_head(make_model, tokenizer, labels):
     )  # only the head is new
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("labels", [("spam", "ham"), ("negative", "neutral", "positive")])
 def test_other_names_are_refused_for_a_teacher(make_model, labels):
     with pytest.raises(ModelError, match="answers with negative, positive") as error:
@@ -506,6 +508,7 @@ def test_other_names_are_refused_for_a_teacher(make_model, labels):
     assert "label_names" not in str(error.value)
 
 
+@pytest.mark.fault(34)
 def test_nameless_teacher_needs_names(make_model, tokenizer):
     folder = shifted(make_model(labels=("LABEL_0", "LABEL_1")), [1.0, -1.0])
     with pytest.raises(ModelError, match=r"LABEL_0, LABEL_1.*label_names") as error:
@@ -516,6 +519,7 @@ def test_nameless_teacher_needs_names(make_model, tokenizer):
     assert (by_name(model, tokenizer)["positive"] > 0.5).all()
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("names", [["a", "b", "c"], ["a"]])
 def test_names_must_be_as_many_as_the_teachers_classes(make_model, names):
     with pytest.raises(ModelError, match=f"has 2 classes, but label_names gives {len(names)}"):
@@ -659,6 +663,7 @@ def test_sharded_weights_load(make_model, tokenizer):
         load(folder)
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("path", ["nowhere/at/all", "./nowhere", "google/no-such-model"])
 @pytest.mark.parametrize("model_type", [None, "bert"])
 def test_missing_model_is_refused(path, model_type):

@@ -183,6 +183,7 @@ def test_teacher_follows_the_batch_to_its_device(make_model, tokenizer):
 # Classes
 
 
+@pytest.mark.fault(34)
 def test_logits_are_in_the_order_of_the_data(make_model, tokenizer):
     folder = make_model(labels=("NEGATIVE", "POSITIVE"))
     network = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -198,6 +199,7 @@ def test_logits_are_in_the_order_of_the_data(make_model, tokenizer):
     torch.testing.assert_close(turned(batch, LOGITS).logits, logits.flip(1))
 
 
+@pytest.mark.fault(35)
 def test_other_classes_are_refused(make_model):
     with pytest.raises(ModelError, match=r"answers with negative, positive, .* ham, spam"):
         teacher_of(make_model(), ("ham", "spam"))

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from random import Random
@@ -286,9 +286,10 @@ def _find(option: str, path: str, auto: Any) -> Any:
     """Read a model's configuration and tokenizer, and check that it is for the task."""
     is_translator = auto is AutoModelForSeq2SeqLM
     # the tokenizers of Marian have no fast version
-    load = AutoTokenizer.from_pretrained if is_translator else load_tokenizer
+    slow = partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
+    load = slow if is_translator else load_tokenizer
     with _explained(option, path):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer: Any = load(path, config=config)
         if not (config.is_encoder_decoder if is_translator else tokenizer.mask_token):
             task = "translates" if is_translator else "fills masks"
@@ -301,7 +302,9 @@ def _load(option: str, path: str, auto: Any) -> tuple[Any, Any, int]:
     """Load a model, once in a process; with its tokenizer and the most tokens that it reads."""
     tokenizer = _find(option, path, auto)
     with _explained(option, path):
-        model, report = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, report = auto.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {min(report['missing_keys'])}")
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -200,7 +200,7 @@ def _is_empty(value: object) -> bool:
 
 def spelling(value: object) -> str:
     """Return the one spelling of a label: no outer spaces, whole numbers without a fraction."""
-    text = str(value).strip()
+    text = repaired(str(value)).strip()
     return str(int(text.partition(".")[0])) if _WHOLE.match(text) else text
 
 

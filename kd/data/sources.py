@@ -12,6 +12,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from array import array
@@ -128,8 +129,7 @@ def _is_sample(source: Source) -> bool:
         return source.path == "sample"
     from kd.data.sample import SPLITS
 
-    named = [name.partition("[")[0] for role in ROLES for name in _wanted(source, role, None)]
-    return set(named) <= set(SPLITS)
+    return {n.partition("[")[0] for role in ROLES for n in _wanted(source, role, None)} <= {*SPLITS}
 
 
 def _splits(source: Source) -> _Splits | None:
@@ -141,9 +141,9 @@ def _splits(source: Source) -> _Splits | None:
     if source.path is None:
         return None
     folder = Path(source.path).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return _folder_splits(folder, source)
-    if folder.is_file() or source.path.count("/") > 1 or source.path.startswith((".", "~", "/")):
+    if os.path.isfile(folder) or re.search("^[.~/]|/.*/", source.path):
         raise DataError(
             f"data.source.path={source.path} is no folder: files are named in data.source.train."
         )
@@ -218,9 +218,9 @@ def _read_split(piece: str, role: str, splits: _Splits) -> Table:
 def _files(entry: str, role: str) -> list[Path]:
     """Return the files of one entry of a role: a file, a folder's data files or a glob's hits."""
     path = Path(entry).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
-    found = _data_files(path) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
+    found = _data_files(path) if os.path.isdir(path) else sorted(map(Path, glob.glob(str(path))))
     if not found:
         raise DataError(f"data.source.{role}: no data file is at {entry} (seen from {Path.cwd()}).")
     return found
@@ -280,6 +280,7 @@ def _open(path: Path) -> BinaryIO:
 def _text(path: Path, source: Source) -> TextIO:
     """Open a text file, unless its first bytes are not text in any one-byte encoding."""
     encoding = codecs.lookup(source.encoding).name
+    b" ".decode(encoding, "ignore")  # a codec of bytes, such as base64, is no encoding
     with _open(path) as file:
         head = file.read(8192)
     control = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in head)

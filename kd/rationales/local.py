@@ -200,6 +200,7 @@ class LocalAnnotator(Annotator):
                     revision=self.revision,
                     dtype=self.dtype or usual,
                     output_loading_info=True,
+                    trust_remote_code=False,
                 )
             if report["missing_keys"]:
                 raise ValueError(f"its weights lack {min(report['missing_keys'])}")
