@@ -5,6 +5,7 @@ Knows the files, not who wrote them; a cache is filled by `fit` or by `cache --c
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Held:
 def held(root: str) -> list[Held]:
     """Return what is held below a folder of runs, the longest unused first."""
     found = []
+    if not os.path.isdir(root):  # or no path at all
+        return []
     for folder in answers_folder(root).glob("*/"):
         teacher = str(read_facts(folder).get("teacher", "unknown"))
         if folder == variants_folder(root):

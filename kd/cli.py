@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd.errors import KDError, PauseError
+from kd.redaction import mask
 from kd.signals import INTERRUPTED, exit_when_terminated
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _FUNCTIONS = {  # commands that are functions of the same name: signature and do
     "report": "kd.report",
     "serve": "kd.serve",
 }
+_LONGEST = 2000  # characters of an error: a name in it may be a hostile one
 _WORDS = {  # the parameter that takes all words which belong to no option
     "classify": ("texts", "The texts to classify."),
     "compare": ("options", "Of kd fit, after --, for all fits."),
@@ -79,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except KDError as error:
         sys.stdout.flush()
         kind = "paused" if isinstance(error, PauseError) else "error"
-        sys.stderr.write(f"kd: {kind}: {error}\n")
+        sys.stderr.write(f"kd: {kind}: {mask(str(error))[:_LONGEST]}\n")
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt as stop:
         sys.stderr.write("kd: stopped\n")

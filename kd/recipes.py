@@ -258,7 +258,7 @@ class RecipeCLI(LightningCLI):
                 model.student.keep_shape(self.resume_from.parent / MODEL_FOLDER.name)
             self._find_references(model, train_missing=True)
             self.is_training = True
-            resume = str(self.resume_from) if self.resume_from else ckpt_path
+            resume = str(self.resume_from) if self.resume_from else ckpt_path or None
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, **options)
             if self.run is not None:
                 deliver(self.run, self.trainer, self.throughput, self.started)

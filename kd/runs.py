@@ -268,6 +268,7 @@ def claim(root: str | Path, name: str, *, command: str, argv: Sequence[str] | No
     """
     folder = Path(root, check_name(name))
     try:
+        os.fspath(root).encode()  # else it fails in tokenizers, hours later
         if "://" in str(root) or not folder.resolve().is_relative_to(Path(root).resolve()):
             raise RunError(f"run.root: {folder} leads out of the local folder {root}")
         folder.mkdir(parents=True, exist_ok=True)

@@ -77,8 +77,8 @@ def test_slurm_is_asked_to_queue_again_and_its_job_continues_its_own_run(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    alone = "--run.resume=null"
-    assert train(recipe, root, journal, alone, cutting("batch_end", 0, 20, "SIGUSR1")) == 143
+    alone, cut = "--run.resume=null", cutting("batch_end", 0, 20, "SIGUSR1")
+    assert train(recipe, root, journal, alone, cut) == 143
     assert asked.read_text().split() == ["requeue", "77", "interrupted"], "after all was written"
     assert "job = 77 is queued again" in capsys.readouterr().out
     monkeypatch.setenv("SLURM_JOB_ID", "78")
@@ -87,7 +87,9 @@ def test_slurm_is_asked_to_queue_again_and_its_job_continues_its_own_run(
     assert train(recipe, root, other, alone, cutting("batch_end", 0, 12, "SIGTERM")) == 143
     assert "resume =" not in capsys.readouterr().out, "that was another job"
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert train(recipe, root, journal, alone) == 0
+    assert train(recipe, root, tmp_path / "third", alone) == 0
+    assert "resume =" not in capsys.readouterr().out, "that was another recipe"
+    assert train(recipe, root, journal, alone, cut) == 0
     last = versions(root / "soak")[-1]
     assert read_manifest(last)["resumed_from"] == str(root / "soak" / "version_0")
     assert soak.differences(whole, last) == []
