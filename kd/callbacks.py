@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from kd.checkpoints import MODEL_FOLDER
+from kd.checkpoints import MODEL_FOLDER, RESUME
 from kd.console import print_line
 from kd.data.datamodule import TextDataModule
 from kd.data.rows import Fields
@@ -70,7 +70,7 @@ class RunDirectory(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and path:
                 callback.dirpath = str(Path(path, "checkpoints"))
             if isinstance(callback, ResumeCheckpoint) and path:
-                callback.path = Path(path, "checkpoints", "resume.ckpt")
+                callback.path = Path(path) / RESUME
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +81,8 @@ class RunDirectory(Callback):
         print_line(pl_module.equation)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextDataModule)
-        _check_data(trainer.ckpt_path, data)
+        prints = data.fingerprints()
+        _check_data(trainer.ckpt_path, prints)
         print_line(data.summary())
         if data.explained is not None and trainer.ckpt_path is None:
             for logger in trainer.loggers:
@@ -95,7 +96,7 @@ class RunDirectory(Callback):
         pl_module.student.describe(self.run.path / MODEL_FOLDER, data.max_length)
         folders = [str(one.folder) for one in pl_module.fillings if one.folder]
         keys = {"cache": ", ".join(folders)} if folders else None
-        self.run.update(data=data.fingerprints(), wandb_id=wandb_id, keys=keys)
+        self.run.update(data=prints, wandb_id=wandb_id, keys=keys)
 
     @rank_zero_only
     def on_load_checkpoint(
@@ -123,12 +124,12 @@ class RunDirectory(Callback):
             Path(self.path, name).write_text(json.dumps(blamed, indent=2) + "\n")
 
 
-def _check_data(resumed: str | Path | None, data: TextDataModule) -> None:
+def _check_data(resumed: str | Path | None, found: Mapping[str, str]) -> None:
     """Refuse to continue a run on other rows: its place in them would mean nothing."""
     old = Path(resumed or "").parent.parent
     if not resumed or not (old / MANIFEST).is_file():
         return
-    known, found = read_manifest(old).get("data") or {}, data.fingerprints()
+    known = read_manifest(old).get("data") or {}
     for role in ("train", "validation"):
         if known.get(role, found[role]) != found[role]:
             raise RunError(
@@ -146,16 +147,6 @@ class MetricsFile(CSVLogger):
 
     NAME = ExperimentWriter.NAME_METRICS_FILE
 
-    def continue_from(self, old: Path, step: int) -> None:
-        """Begin with the lines of another file that were logged before a step."""
-        if not old.is_file():
-            return
-        with old.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        kept = [line for line in lines if line.get("step") and float(line["step"]) < step]
-        writer = self.experiment
-        writer.metrics = [_filled(line) for line in kept] + writer.metrics
-
     def __init__(self, folder: Path) -> None:
         super().__init__(save_dir=folder, name="", version="")
 
@@ -166,6 +157,16 @@ class MetricsFile(CSVLogger):
         if self._experiment is None:
             self._experiment = _MetricsWriter(self.log_dir)
         return self._experiment  # type: ignore[return-value]
+
+    def continue_from(self, old: Path, step: int) -> None:
+        """Begin with the lines of another file that were logged before a step."""
+        if not old.is_file():
+            return
+        with old.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        kept = [line for line in lines if line.get("step") and float(line["step"]) < step]
+        writer = self.experiment
+        writer.metrics = [_filled(line) for line in kept] + writer.metrics
 
 
 def _filled(line: Mapping[str, str]) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from kd.files import replacing
 from kd.runs import checksum, job_of_slurm, process_identity, read_manifest, versions
 
 __all__ = [
+    "BEST",
     "MODEL_FOLDER",
+    "RESUME",
     "SafeCheckpointIO",
     "is_valid",
     "last_valid",
@@ -40,8 +42,11 @@ __all__ = [
     "sweep_after",
 ]
 
-_BEST = "best.ckpt"
-_RESUME = "resume.ckpt"
+BEST = Path("checkpoints", "best.ckpt")
+"""Where a run keeps the best state of its training."""
+
+RESUME = Path("checkpoints", "resume.ckpt")
+"""Where a run keeps the newest state of its training."""
 
 MODEL_FOLDER = Path("checkpoints", "model")
 """Where a run keeps what the weights belong to: configuration and tokenizer of its student."""
@@ -269,7 +274,7 @@ def is_valid(path: Path) -> bool:
 def last_valid(directory: str | Path) -> Path | None:
     """Return the newest of ``resume.ckpt`` and ``best.ckpt`` that fits its mark, or null."""
     paths = [
-        path for path in (Path(directory, name) for name in (_RESUME, _BEST)) if is_valid(path)
+        path for path in (Path(directory, one.name) for one in (RESUME, BEST)) if is_valid(path)
     ]
     return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
 
@@ -292,7 +297,7 @@ def resumable(resume: str | Path | None, *, root: str | Path, name: str) -> Path
             continue
         if manifest.get("status") == "finished":
             return None
-        path = version / "checkpoints" / _RESUME
+        path = version / RESUME
         if is_valid(path):
             return _resume_of(version)
         if path.exists():
@@ -320,7 +325,7 @@ def requeued(root: str | Path, name: str, is_same: Callable[[Path], bool]) -> Pa
     same = [one for one in mine if is_same(one)]
     if not same or read_manifest(same[-1])["status"] == "finished":
         return None
-    return next((one for one in reversed(same) if is_valid(one / "checkpoints" / _RESUME)), None)
+    return next((one for one in reversed(same) if is_valid(one / RESUME)), None)
 
 
 def sweep_after(resume: Path) -> None:
@@ -330,7 +335,7 @@ def sweep_after(resume: Path) -> None:
 
 
 def _resume_of(version: Path) -> Path:
-    path = version / "checkpoints" / _RESUME
+    path = version / RESUME
     pid = _writer(read_manifest(version))
     if pid is not None:
         raise RunError(f"run.resume: {version} is still written by process {pid}; stop it first")

@@ -14,6 +14,7 @@ from lightning import Trainer
 
 from kd import summary, tracking
 from kd.calibration import cross_fitted, surety
+from kd.checkpoints import BEST
 from kd.console import print_line
 from kd.data.datamodule import TextDataModule
 from kd.export import export_checkpoint
@@ -41,7 +42,7 @@ def deliver(run: Run, trainer: Trainer, throughput: Throughput, began: float) ->
     assert isinstance(model, DistillationModule)
     assert isinstance(data, TextDataModule)
     started, folder = time.perf_counter(), run.path / "student"
-    if (run.path / "checkpoints" / "best.ckpt").is_file():
+    if (run.path / BEST).is_file():
         export_checkpoint(run.path, "best", folder)
     else:
         print_line("note: it was never validated in training, so the newest state is exported")

@@ -21,8 +21,8 @@ from kd.types import ModelInfo
 
 __all__ = [
     "FiniteGuard",
+    "check_finite",
     "check_identity",
-    "check_weights",
     "clip",
     "explain_failure",
     "identity",
@@ -53,7 +53,7 @@ def clip(
     return norm
 
 
-def check_weights(weights: Mapping[str, Tensor], step: int) -> None:
+def check_finite(weights: Mapping[str, Tensor], step: int) -> None:
     """Refuse to save weights that are not finite numbers."""
     if broken := _find_not_finite(weights.items()):
         raise RunError(

@@ -26,7 +26,7 @@ from kd.classifiers import TextClassifier
 from kd.data.collate import EncodedRows
 from kd.data.encode import Reads, View
 from kd.errors import ConfigError
-from kd.guards import FiniteGuard, check_identity, check_weights, clip, identity
+from kd.guards import FiniteGuard, check_finite, check_identity, clip, identity
 from kd.layers import class_probabilities
 from kd.loss import check_rows, check_terms, equation, weighted_sum
 from kd.metrics import StageMetrics
@@ -387,7 +387,7 @@ class DistillationModule(LightningModule):
         Raises:
             RunError: If a weight is not a finite number.
         """
-        check_weights(checkpoint["state_dict"], self.global_step)
+        check_finite(checkpoint["state_dict"], self.global_step)
         checkpoint["student"] = identity(self.student.info)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

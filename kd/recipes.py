@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,26 @@ class RecipeCLI(LightningCLI):
         options: Namespace = self.config[self.config.subcommand]
         return options
 
-    @property
+    @cached_property
     def _recipe(self) -> str:
         """The options to the last default, as YAML."""
         parser = self._subcommand_parsers[self.config.subcommand]
         return str(parser.dump(self.options, skip_none=False))
+
+    @cached_property
+    def _essence(self) -> dict[str, Any]:
+        return essence(yaml.safe_load(self._recipe))
+
+    @property
+    def continued(self) -> Path | None:
+        """The version folder that this run goes on with, if it does."""
+        return self.resume_from and self.resume_from.parent.parent
+
+    @property
+    def _taken(self) -> dict[str, str]:
+        """What the run that is continued took its references for."""
+        manifest = read_manifest(self.continued) if self.continued else {}
+        return manifest.get("references") or {}
 
     def before_instantiate_classes(self) -> None:
         """Claim the run directory on rank 0, and write down the recipe."""
@@ -183,11 +199,10 @@ class RecipeCLI(LightningCLI):
         tracking.check_key(options)
         if global_rank() == 0 and not (options.trainer.fast_dev_run or self.only_fill):
             self.run = claim(options.run.root, options.run.name, command=self.config.subcommand)
-            old = self.resume_from and self.resume_from.parent.parent
-            self.run.update(seed=options.seed_everything, resumed_from=old)
+            self.run.update(seed=options.seed_everything, resumed_from=self.continued)
             print_line(f"run = {self.run.path}")
             self.run.write_text("config.yaml", mask(self._recipe))
-            tracking.prepare(options, self.run, old)
+            tracking.prepare(options, self.run, self.continued)
 
     def instantiate_classes(self) -> None:
         """Construct module, data and trainer; the models load later."""
@@ -252,7 +267,7 @@ class RecipeCLI(LightningCLI):
                 datamodule.variants_folder = variants_folder(self.options.run.root)
             plan = datamodule.rationales
             if plan is not None and plan.path is not None:
-                self.found[plan.path] = plan.path = find_annotations(plan.path, self.resume_from)
+                self.found[plan.path] = plan.path = find_annotations(plan.path, self._taken)
             datamodule.read("fit")
             if self.resume_from is not None and isinstance(model.student, EncoderClassifier):
                 model.student.keep_shape(self.resume_from.parent / MODEL_FOLDER.name)
@@ -301,8 +316,7 @@ class RecipeCLI(LightningCLI):
 
     def _checkpoint_to_resume(self) -> Path | None:
         root, name = self.options.run.root, self.options.run.name
-        mine = essence(yaml.safe_load(self._recipe))
-        again = requeued(root, name, lambda version: recipe_of(version) == mine)
+        again = requeued(root, name, lambda version: recipe_of(version) == self._essence)
         wanted = again or self.options.run.resume
         if wanted is None:
             return None
@@ -311,7 +325,7 @@ class RecipeCLI(LightningCLI):
             print_line(f"resume = {found or 'nothing to continue, so a fresh start'}")
         if global_rank() == 0 and found:
             sweep_after(found)
-            for line in differences(recipe_of(found.parent.parent) or {}, mine):
+            for line in differences(recipe_of(found.parent.parent) or {}, self._essence):
                 print_line(f"note: {mask(line)}")
         return found
 
@@ -320,9 +334,7 @@ class RecipeCLI(LightningCLI):
         if global_rank() != 0:
             return
         recipes = [Path(str(file)) for file in self.options.config or ()]
-        taken = read_manifest(self.resume_from.parent.parent) if self.resume_from else {}
-        known = taken.get("references") or {}
-        found = find_models(model.references(), recipes, train_missing, known)
+        found = find_models(model.references(), recipes, train_missing, self._taken)
         assert self.directory is not None
         self.directory.references = found
         if self.run is not None:

@@ -22,13 +22,13 @@ from kd.teachers import Reference
 __all__ = ["find_annotations", "find_models", "find_recipe", "find_student", "is_trained"]
 
 
-def find_annotations(path: str, resumed: Path | None = None) -> str:
+def find_annotations(path: str, taken: Mapping[str, str] | None = None) -> str:
     """Find the file that a run of ``annotate`` wrote.
 
     Args:
         path: Folder of the run, which means its newest finished version, or a version of it; any
             other path is the file itself.
-        resumed: Checkpoint of a run that is continued, with the file that it read.
+        taken: What a run that is continued took its references for.
 
     Returns:
         Path of the file.
@@ -36,10 +36,8 @@ def find_annotations(path: str, resumed: Path | None = None) -> str:
     Raises:
         RunError: If there is no run, or it has no finished version.
     """
-    if resumed is not None:
-        references = read_manifest(resumed.parent.parent).get("references") or {}
-        if path in references:
-            return str(references[path])
+    if taken and path in taken:
+        return taken[path]
     folder = Path(path)
     if not os.path.exists(folder) and not folder.suffix:
         raise RunError(
@@ -80,7 +78,7 @@ def find_models(
         references: Model paths, each with the recipe that would train it.
         recipes: Files of the command line; a missing model's recipe may lie beside one of them.
         train_missing: Whether a model that is not there is trained.
-        taken: Folders that a run which is continued has taken; those still there are kept.
+        taken: What a run that is continued took its references for; folders still there are kept.
 
     Returns:
         Folder by reference; paths of models are not in it.

@@ -15,7 +15,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from kd.checkpoints import is_valid
+from kd.checkpoints import BEST, is_valid
 from kd.console import print_line
 from kd.files import replacing
 from kd.runs import global_rank
@@ -37,7 +37,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str) -> None:
         super().__init__(
-            filename="best",
+            filename=BEST.stem,
             monitor=monitor,
             mode="min" if monitor.endswith(("loss", "objective")) else "max",
             save_top_k=1,
@@ -45,7 +45,6 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
-
         self._resumed: Path | None = None
 
     def on_load_checkpoint(
@@ -59,7 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
         score = state_dict.get("best_model_score")
         if score is None or self.dirpath is None or self._resumed is None:
             return
-        old, new = (Path(folder, "best.ckpt") for folder in (self._resumed.parent, self.dirpath))
+        old, new = (Path(folder, BEST.name) for folder in (self._resumed.parent, self.dirpath))
         if not is_valid(old):
             return
         if global_rank() == 0:
@@ -91,22 +90,13 @@ class ResumeCheckpoint(Checkpoint):
         self._is_late = False
         self._validates_anew = False
         self._metrics: dict[str, float] = {}
-        self._should_stop = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what other callbacks decide by, and what they have decided."""
-        return {"metrics": self._metrics, "should_stop": self._should_stop}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self._metrics = state_dict["metrics"]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Stop where it was decided to stop."""
-        states = [state for state in checkpoint["callbacks"].values() if "should_stop" in state]
-        trainer.should_stop = any(state["should_stop"] for state in states)
+        """Take back what other callbacks decide by, and what they have decided."""
+        self._metrics = checkpoint.get("metrics", {})
+        trainer.should_stop = checkpoint.get("should_stop", False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for a save."""
@@ -175,7 +165,9 @@ class ResumeCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a validation that was left begin anew: nothing of it is kept."""
+        """Keep what callbacks decide by; let a validation that was left begin anew."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint |= {"metrics": metrics, "should_stop": trainer.should_stop}
         if self._validates_anew:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = {"total": begun, "current": dict(begun), "is_last_batch": False}
@@ -210,8 +202,6 @@ class ResumeCheckpoint(Checkpoint):
         assert self.path is not None
         for logger in trainer.loggers:
             logger.save()  # what was logged belongs to the state
-        self._metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self._should_stop = trainer.should_stop
         trainer.save_checkpoint(self.path)
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 

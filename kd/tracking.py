@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
 
+from kd.checkpoints import BEST
 from kd.console import print_line
 from kd.errors import ConfigError
 from kd.pictures import Picture
@@ -245,7 +246,7 @@ def _log_results(
     logger.experiment.log({name: one for name, one in shown.items() if one is not None})
     artifact = wandb.Artifact(run.path.parent.name, "model", metadata=dict(results))
     artifact.add_dir(str(run.path / "student"), skip_cache=True, policy="immutable")  # no copy
-    is_best = (run.path / "checkpoints" / "best.ckpt").is_file()  # else it is the newest
+    is_best = (run.path / BEST).is_file()  # else it is the newest
     logger.experiment.log_artifact(artifact, aliases=["best"] * is_best + [run.path.name])
 
 

@@ -127,6 +127,7 @@ SAME_FLOOR = {  # rooms that build on a neighbour, in one direction only
     ("shrink", "narrowing"),
     ("shrink", "pruning"),
     ("teachers", "views"),
+    ("tracking", "checkpoints"),
     ("tracking", "runs"),
     ("vocabulary", "errors"),
 }

@@ -230,6 +230,13 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
 }
 
 
+def written(folder: Path, content: str | bytes) -> Path:
+    """Write a recipe."""
+    recipe = folder / "hostile.yaml"
+    recipe.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return recipe
+
+
 @pytest.mark.parametrize(("content", "told"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_recipe_is_one_sentence(
     content: str | bytes,
@@ -238,9 +245,7 @@ def test_a_hostile_recipe_is_one_sentence(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = tmp_path / "hostile.yaml"
-    recipe.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert told in sentence(capsys, "fit", f"--config={recipe}")
+    assert told in sentence(capsys, "fit", f"--config={written(tmp_path, content)}")
 
 
 @pytest.mark.parametrize("command", COMMANDS[1:])
@@ -248,10 +253,8 @@ def test_a_hostile_recipe_is_one_sentence(
 def test_it_is_so_for_every_command(
     command: str, key: str, canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tmp_path / "hostile.yaml"
     content, told = HOSTILE[key]
-    recipe.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert told in sentence(capsys, command, f"--config={recipe}")
+    assert told in sentence(capsys, command, f"--config={written(tmp_path, content)}")
 
 
 @pytest.mark.parametrize(
