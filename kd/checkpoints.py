@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import pickle
-import platform
 import re
 import shutil
 from collections.abc import Callable
@@ -26,8 +25,9 @@ from torch.serialization import MAP_LOCATION
 
 from kd.console import print_line
 from kd.errors import RunError
-from kd.files import replacing
-from kd.runs import checksum, job_of_slurm, process_identity, read_manifest, versions
+from kd.files import replacing, sweep
+from kd.processes import writer
+from kd.runs import checksum, job_of_slurm, read_manifest, versions
 
 __all__ = [
     "BEST",
@@ -38,7 +38,6 @@ __all__ = [
     "last_valid",
     "requeued",
     "resumable",
-    "sweep",
     "sweep_after",
 ]
 
@@ -52,7 +51,6 @@ MODEL_FOLDER = Path("checkpoints", "model")
 """Where a run keeps what the weights belong to: configuration and tokenizer of its student."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")  # not `C:\`; Path("s3://x") became "s3:/x"
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _ZIP = b"PK\x03\x04"
 
@@ -254,14 +252,6 @@ def _why_not_saved(checkpoint: dict[str, Any], path: Path, error: Exception) -> 
     )
 
 
-def sweep(directory: str | Path) -> list[Path]:
-    """Remove what killed saves left in a folder; only its one writer may call this."""
-    leftovers = [path for path in Path(directory).glob(".*.tmp") if _LEFTOVER.fullmatch(path.name)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return leftovers
-
-
 def is_valid(path: Path) -> bool:
     """Tell whether a checkpoint is there, whole, and as its mark says."""
     try:
@@ -336,7 +326,7 @@ def sweep_after(resume: Path) -> None:
 
 def _resume_of(version: Path) -> Path:
     path = version / RESUME
-    pid = _writer(read_manifest(version))
+    pid = writer(read_manifest(version))
     if pid is not None:
         raise RunError(f"run.resume: {version} is still written by process {pid}; stop it first")
     if not path.exists():
@@ -348,23 +338,3 @@ def _resume_of(version: Path) -> Path:
             + (f"{whole} is whole" if whole else "start afresh")
         )
     return path
-
-
-def _writer(manifest: dict[str, Any]) -> int | None:
-    """Return the process that still writes a run, or null; other hosts cannot be seen from here."""
-    pid, started = manifest.get("pid"), manifest.get("process")
-    if manifest.get("status") != "running" or manifest.get("hostname") != platform.node():
-        return None
-    if not isinstance(pid, int) or pid <= 0:
-        return None
-    if started is not None:  # a number is given again, a container's to every first process
-        return pid if process_identity(pid) == started else None
-    if os.name == "nt":  # there, signal 0 is no question but Ctrl-C
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return pid  # it lives, under another user
-    return pid

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With 0 after help or version, with 2 after an error, with 75 after a pause, with
             130 after Ctrl-C, with 143 after SIGTERM.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a label's name may have letters that it has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if args is None else args)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):

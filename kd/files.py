@@ -6,12 +6,16 @@ This room knows no format and chooses no path.
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["replacing", "sweep"]
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -38,3 +42,22 @@ def replacing(path: Path) -> Iterator[BufferedWriter]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def sweep(directory: str | Path, age: float = 0.0) -> list[Path]:
+    """Remove what kills have left of files in a folder.
+
+    Args:
+        directory: It need not exist.
+        age: In seconds; what is younger stays. A folder with several writers needs one.
+
+    Returns:
+        What was removed.
+    """
+    found, newest = [], time.time() - age
+    for path in Path(directory).glob(".*.tmp"):
+        with suppress(OSError):
+            if _LEFTOVER.fullmatch(path.name) and path.stat().st_mtime <= newest:
+                path.unlink()
+                found.append(path)
+    return found

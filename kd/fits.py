@@ -22,7 +22,8 @@ from kd.console import in_words, print_line
 from kd.errors import RunError
 from kd.origins import essence, recipe_of
 from kd.predictions import VALIDATION
-from kd.runs import process_identity, read_manifest, resolve, versions
+from kd.processes import writer
+from kd.runs import read_manifest, resolve, versions
 from kd.signals import end_processes, ended, grace
 
 __all__ = ["Fit", "Training"]
@@ -144,7 +145,9 @@ class Training:
     def _find(self, fit: Fit) -> Path | None:
         """Return the finished run of a fit, if there is one."""
         for version in self._same(fit):
-            while _is_written(version):  # by another compare, or for one that was killed
+            while (
+                writer(read_manifest(version)) is not None
+            ):  # by another compare, or for one that was killed
                 time.sleep(_SECONDS)
             if read_manifest(version)["status"] == "finished":
                 return version
@@ -192,13 +195,6 @@ def _equalise(fit: Fit, first: Fit) -> None:
     changes |= {"val_check_interval": every, "check_val_every_n_epoch": None}
     fit.recipe = {**fit.recipe, "trainer": {**trainer, **changes}}
     fit.arguments += [f"--trainer.{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
-def _is_written(version: Path) -> bool:
-    """Tell whether a process is still at it; where none can be told, as on Windows, no."""
-    manifest = read_manifest(version)
-    writer = manifest.get("process") if manifest["status"] == "running" else None
-    return writer is not None and process_identity(manifest["pid"]) == writer
 
 
 def _is_current(version: Path) -> bool:

@@ -144,7 +144,7 @@ class FiniteGuard:
         if not found:
             weights = ((name, one.grad) for name, one in network.named_parameters())
             name = _find_not_finite(weights)
-            found = f"the gradient of {name}" if name else "the gradient of another process"
+            found = f"the gradient of {name}" if name else "the gradient's norm"
         self.blamed = {"step": step, "learning_rate": rate, "terms": terms, "rows": rows}
         often = f" for {self._skipped} steps in a row" if scaled else ""
         shown = ", ".join(map(str, rows[:_SHOWN])) + (" …" if len(rows) > _SHOWN else "")

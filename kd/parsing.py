@@ -144,16 +144,20 @@ def _misread(error: Exception) -> str:
     return " ".join(text.replace('Parser key "', "").replace('":', ":").split())
 
 
-class _Plain(yaml.SafeLoader):
-    """YAML that means what it shows: nothing repeated by name, no key twice, no endless nesting.
+class _RefusedError(ComposerError):
+    """YAML, but more than it shows."""
 
-    Nine lines of repetitions stand for a billion values, and of two equal keys one is lost.
+
+class _Bounded(yaml.SafeLoader):
+    """YAML as long as it looks: nothing repeated by name, no endless nesting.
+
+    Nine lines of repetitions stand for a billion values; 100,000 brackets end the process.
     """
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
+        if self.check_event(yaml.AliasEvent) and self._next().anchor in self.anchors:
             raise self._refusal("nothing is repeated by *name, write it out")
         self._depth += 1
         if self._depth > _DEEPEST:
@@ -161,6 +165,19 @@ class _Plain(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+    def _refusal(self, problem: str, place: Any = None) -> _RefusedError:
+        return _RefusedError(None, None, problem, (place or self._next()).start_mark)
+
+    def _next(self) -> Any:
+        return self.peek_event()  # type: ignore[no-untyped-call]
+
+
+class _Plain(_Bounded):
+    """YAML that means what it shows, also in its texts, which the parser reads as YAML again.
+
+    Of two equal keys one would be lost.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -173,9 +190,16 @@ class _Plain(yaml.SafeLoader):
             seen.add(key.value)
         return node
 
-    def _refusal(self, problem: str, place: Any = None) -> ComposerError:
-        where = place or self.peek_event()  # type: ignore[no-untyped-call]
-        return ComposerError(None, None, problem, where.start_mark)
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if len(node.value) > _DEEPEST:  # a shorter one can do no harm
+            try:
+                yaml.compose(node.value, Loader=_Bounded)
+            except _RefusedError as error:
+                raise self._refusal(str(error.problem), node) from error
+            except yaml.YAMLError:
+                pass  # it is a text, and nothing else
+        return node
 
 
 def _load(text: str) -> Any:

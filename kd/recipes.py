@@ -120,7 +120,7 @@ class RecipeCLI(LightningCLI):
         self.found: dict[str, str] = {}
         self.run: Run | None = None
         self.directory: RunDirectory | None = None
-        self.is_training = False
+        self.has_begun = False
         self.throughput = Throughput()
         self.signals = StopSignals()
         self.started = time.perf_counter()
@@ -272,7 +272,7 @@ class RecipeCLI(LightningCLI):
             if self.resume_from is not None and isinstance(model.student, EncoderClassifier):
                 model.student.keep_shape(self.resume_from.parent / MODEL_FOLDER.name)
             self._find_references(model, train_missing=True)
-            self.is_training = True
+            self.has_begun = True
             resume = str(self.resume_from) if self.resume_from else ckpt_path or None
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, **options)
             if self.run is not None:
@@ -308,7 +308,7 @@ class RecipeCLI(LightningCLI):
                 model.student = find_student(ckpt_path or f"{run.root}/{run.name}")
                 ckpt_path = None
             self._find_references(model, train_missing=False)
-            self.is_training = True
+            self.has_begun = True
             command = getattr(self.trainer, verb)
             command(model, datamodule=datamodule, ckpt_path=ckpt_path, **options)
             if self.run is not None:
@@ -352,7 +352,7 @@ class RecipeCLI(LightningCLI):
                 code = int(error.code or 0) if isinstance(error, SystemExit) else 1
                 known = None if isinstance(error, KDError) else explain_failure(error, self._sizes)
                 try:
-                    if self.run is not None and self.is_training:
+                    if self.run is not None and self.has_begun:
                         self.run.break_off(known or error)
                     elif self.run is not None:
                         self.run.discard()  # nothing happened in it
@@ -362,13 +362,13 @@ class RecipeCLI(LightningCLI):
                     raise known from error
                 raise
             finally:
-                if self.is_training:
+                if self.has_begun:
                     launcher = self.trainer.strategy.launcher
                     end_processes(getattr(launcher, "procs", None) or [])
                 job = job_of_slurm()
                 if self.run is not None and job and self.signals.asks_to_requeue:
                     requeue(job)
-                if self.is_training:
+                if self.has_begun:
                     tracking.finish(code)
 
     @property

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from kd.errors import ConfigError, RunError
 from kd.files import replacing
+from kd.processes import process_identity
 from kd.redaction import mask, redact
 
 __all__ = [
@@ -41,7 +42,6 @@ __all__ = [
     "global_rank",
     "is_reference",
     "job_of_slurm",
-    "process_identity",
     "read_manifest",
     "resolve",
     "variants_folder",
@@ -144,15 +144,6 @@ def _git() -> dict[str, str | bool] | None:
     lines = answer.stdout.decode(errors="replace").splitlines()
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "")
     return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
-
-
-def process_identity(pid: int) -> str | None:
-    """Return what tells a live process from a later one of the same number (Linux), or null."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else fields[18]  # its start, in clock ticks after the boot
 
 
 def read_manifest(version: str | Path) -> dict[str, Any]:

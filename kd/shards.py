@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kd.errors import RunError
-from kd.files import replacing
+from kd.files import replacing, sweep
 
 __all__ = [
     "ANSWERS",
@@ -43,6 +43,7 @@ ANSWERS = "answers-*.safetensors"
 """Pattern of the shards' file names."""
 
 _FACTS = "facts.json"  # the file that tells of who answered
+_OLD = 3600.0  # seconds after which what is not whole yet never will be
 _ABOUT = "kd"  # the entry of a shard's metadata
 
 Keys = NDArray[np.uint64]
@@ -145,6 +146,7 @@ def read_shards(
     Returns:
         The shards in the order of their names, and a sentence for each one removed.
     """
+    sweep(folder, _OLD)
     shards, notes = [], []
     opened = {shard.path: shard for shard in known}
     for path in sorted(folder.glob(ANSWERS)):

@@ -107,7 +107,9 @@ FAULTS = (
         "temporary files that kills have left",
         "they count for nothing, and only kd's own are swept away",
         (
-            Guard("kd/checkpoints.py", "if _LEFTOVER.fullmatch(path.name)]", "]"),
+            Guard("kd/files.py", "_LEFTOVER.fullmatch(path.name) and ", ""),
+            Guard("kd/files.py", " and path.stat().st_mtime <= newest", ""),
+            Guard("kd/shards.py", "    sweep(folder, _OLD)\n", ""),
             Guard("kd/runs.py", ' and path.suffix != ".tmp":', ":"),
             Guard("kd/recipes.py", "            sweep_after(found)\n", ""),
         ),
@@ -222,7 +224,7 @@ FAULTS = (
         "a run that lives is refused, naming its process; a resume is a version of its own; "
         "annotations have one writer",
         (
-            Guard("kd/checkpoints.py", "pid = _writer(read_manifest(version))", "pid = None"),
+            Guard("kd/checkpoints.py", "pid = writer(read_manifest(version))", "pid = None"),
             Guard(
                 "kd/rationales/store.py",
                 "fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)",

@@ -18,6 +18,7 @@ FLOORS = {
     "signals": 1,
     "errors": 0,
     "files": 0,
+    "processes": 0,
     "pictures": 0,
     "redaction": 0,
     "texts": 0,

@@ -13,8 +13,10 @@ from lightning import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from kd import checkpoints, files, runs
-from kd.checkpoints import SafeCheckpointIO, last_valid, resumable, sweep
+from kd.checkpoints import SafeCheckpointIO, last_valid, resumable
 from kd.errors import RunError
+from kd.files import sweep
+from kd.processes import process_identity
 from kd.runs import claim
 
 IO = SafeCheckpointIO()
@@ -394,7 +396,7 @@ def test_a_living_run_is_refused(tmp_path, told):
         (path / "manifest.json").write_text(json.dumps({**facts, **changes}))
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        identity = runs.process_identity(process.pid) if told else None
+        identity = process_identity(process.pid) if told else None
         write(pid=process.pid, process=identity)
         for resume in ("auto", path):
             with pytest.raises(RunError, match=f"written by process {process.pid}"):

@@ -356,6 +356,16 @@ def test_binary_junk_on_standard_input_is_no_text(folder, locale):
     assert done.stdout == b""
 
 
+@pytest.mark.parametrize(("name", "shown"), [("süß", b"s\\xfc\\xdf"), ("\ud83d", b"\\ud83d")])
+def test_a_label_is_shown_where_its_letters_cannot_be(make_model, name, shown):
+    folder = make_model(labels=(name, "plain"))
+    code = f"from kd.cli import main; main(['classify', '--model', {str(folder)!r}, 'a b'])"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert shown in done.stdout
+
+
 # --- The hub -------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ def test_the_two_commands_stand_first_and_alone() -> None:
     first, second = blocks("bash")[:2]
     assert first.count("\n") == second.count("\n") == 1
     assert "train.py fit --config configs/quickstart.yaml" in first
-    assert second.rstrip().endswith("-m pytest")
+    assert second.rstrip().endswith("-m pytest -n 2")
     for command in (first, second):
         assert "-m venv .venv" in command
         assert "pip install" in command

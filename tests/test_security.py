@@ -207,6 +207,11 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "a name": ("model: !!python/name:hostile_module.Evil\n", "no plain YAML"),
     "a tag": ("model: !include /etc/passwd\n", "no plain YAML"),
     "laughs": (f"l0: &l0 [x,x,x,x,x,x,x,x,x]\n{LAUGHS}", "nothing is repeated by *name"),
+    "laughs in a text": (
+        "trainer: {logger: '{l0: &l0 [x,x,x,x,x,x,x,x,x], " + LAUGHS.replace("\n", ", ") + "}'}\n",
+        "nothing is repeated by *name",
+    ),
+    "deep in a text": (f"trainer: {{logger: '{'[' * 100_000}'}}\n", "nested more than 50 times"),
     "itself": ("model: &m {student: *m}\n", "nothing is repeated by *name"),
     "a megabyte of [": ("model: " + "[" * 10**6, "nested more than 50 times"),
     "a megabyte of {": ("model: " + "{a: " * 250_000 + "}" * 250_000, "nested more than 50 times"),

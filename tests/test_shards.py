@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -66,6 +67,18 @@ def test_same_answers_have_one_file(tmp_path):
     shard = shard_of(keys_of(4))
     assert write_shard(tmp_path, shard) == write_shard(tmp_path, shard)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.fault(6)
+def test_what_a_kill_left_long_ago_is_swept_but_not_what_another_process_writes(tmp_path):
+    write_shard(tmp_path, shard_of(keys_of(4)))
+    old, new, foreign = (tmp_path / f".{n}.tmp" for n in ("a.0a1b2c3d", "b.0a1b2c3d", "notes"))
+    for path in (old, new, foreign):
+        path.write_text("half")
+    for path in (old, foreign):
+        os.utime(path, (1, 1))
+    assert len(read_shards(tmp_path, "t")[0]) == 1
+    assert {path for path in (old, new, foreign) if path.exists()} == {new, foreign}
 
 
 def test_bytes_are_mapped_not_read(tmp_path):
