@@ -289,7 +289,10 @@ FAULTS = (
         25,
         "a hostile recipe: `class_path: os.system`, an unknown module, tags, bombs",
         "one sentence; nothing outside of kd and of Lightning's parts is imported",
-        (Guard("kd/parsing.py", 'import_path_denylist=["*"]', "import_path_denylist=[]"),),
+        (
+            Guard("kd/parsing.py", 'import_path_denylist=["*"]', "import_path_denylist=[]"),
+            Guard("kd/parsing.py", "    yaml.compose(text, Loader=_Plain)\n", ""),
+        ),
     ),
     Fault(
         26,

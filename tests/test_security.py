@@ -242,6 +242,21 @@ def written(folder: Path, content: str | bytes) -> Path:
     return recipe
 
 
+@pytest.mark.fault(25)
+@pytest.mark.parametrize("quotes", ["", "'"], ids=["as it is", "in a text"])
+@pytest.mark.parametrize(
+    ("bomb", "told"),
+    [("[&a [[[1, 1], [1, 1]], [[1, 1], [1, 1]]], *a, *a, *a]", "nothing is repeated"),
+     ("[" * 60 + "]" * 60, "nested more than 50 times")],
+    ids=["repeated", "deep"],
+)  # fmt: skip
+def test_a_bomb_is_refused_while_it_is_small(
+    bomb: str, told: str, quotes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = written(tmp_path, f"trainer: {{logger: {quotes}{bomb}{quotes}}}\n")
+    assert told in sentence(capsys, "fit", f"--config={recipe}")
+
+
 @pytest.mark.parametrize(("content", "told"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_recipe_is_one_sentence(
     content: str | bytes,
