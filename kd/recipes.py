@@ -52,7 +52,7 @@ from kd.runs import (
     variants_folder,
 )
 from kd.saving import BestCheckpoint, ResumeCheckpoint
-from kd.signals import StopSignals, end_processes, follow_parent, is_launched, requeue
+from kd.signals import StopSignals, end_processes, follow_launcher, requeue
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
@@ -250,8 +250,7 @@ class RecipeCLI(LightningCLI):
         # Lightning's handlers hang several ranks, and end them with 0; ours are in `signals`
         connector: Any = trainer._signal_connector
         connector.register_signal_handlers = lambda: None
-        if is_launched():
-            follow_parent()
+        follow_launcher()
         return trainer
 
     def fit(

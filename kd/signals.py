@@ -25,7 +25,7 @@ __all__ = [
     "end_processes",
     "ended",
     "exit_when_terminated",
-    "follow_parent",
+    "follow_launcher",
     "grace",
     "is_launched",
     "requeue",
@@ -174,8 +174,13 @@ def requeue(job: str) -> None:
     print_line(f"job = {job} {told}")
 
 
-def follow_parent() -> None:
-    """End this process when the one that started it has died, which no signal would tell."""
+def follow_launcher() -> None:
+    """End this process when Lightning or torchrun, which started it, has died, as no signal tells.
+
+    A process that neither of them started goes on.
+    """
+    if not is_launched() and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
     parent = os.getppid()
 
     def watch() -> None:
@@ -183,4 +188,4 @@ def follow_parent() -> None:
             time.sleep(_LOOK_SECONDS)
         os._exit(STOPPED)  # the main thread may wait in a collective for ever
 
-    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
+    threading.Thread(target=watch, daemon=True, name="follow-launcher").start()

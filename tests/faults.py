@@ -107,8 +107,11 @@ FAULTS = (
         "temporary files that kills have left",
         "they count for nothing, and only kd's own are swept away",
         (
-            Guard("kd/files.py", "_LEFTOVER.fullmatch(path.name) and ", ""),
-            Guard("kd/files.py", " and path.stat().st_mtime <= newest", ""),
+            Guard(
+                "kd/files.py",
+                "if _LEFTOVER.fullmatch(path.name) and path.stat().st_mtime <= newest:",
+                "if True:",
+            ),
             Guard("kd/shards.py", "    sweep(folder, _OLD)\n", ""),
             Guard("kd/runs.py", ' and path.suffix != ".tmp":', ":"),
             Guard("kd/recipes.py", "            sweep_after(found)\n", ""),
@@ -167,9 +170,12 @@ FAULTS = (
     ),
     Fault(
         14,
-        "one rank fails, or is killed",
+        "one rank fails or is killed, or torchrun is",
         "all are gone within a minute, the first error stands above, the exit code is not 0",
-        (Guard("kd/guards.py", "    if is_of_ranks:\n", "    if False:\n"),),
+        (
+            Guard("kd/guards.py", "    if is_of_ranks:\n", "    if False:\n"),
+            Guard("kd/recipes.py", "        follow_launcher()\n", ""),
+        ),
     ),
     Fault(
         15,

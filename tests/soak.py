@@ -1,6 +1,7 @@
 """Kill one training again and again, and compare what comes out with one that nobody touched.
 
     python -m tests.soak --kills 50
+    python -m tests.soak --kills 10 --ranks 2 --torchrun
 
 Half of the kills go to a training on one rank, half to one on two. Each is kill -9, SIGTERM or
 Ctrl-C, at a random moment, to the first process, to another rank or to all; then the same command
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,10 +31,12 @@ import yaml
 from lightning import Callback
 
 from kd.console import print_line
+from kd.processes import process_identity
 from kd.runs import read_manifest, versions
 
 ROOT = Path(__file__).parents[1]
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 PATIENCE = 60  # seconds that a training may take to end
 
 
@@ -183,13 +188,13 @@ def command(recipe: Path, root: Path, journal: Path, ranks: int = 1) -> list[str
     return words + ([f"--trainer.devices={ranks}", "--trainer.strategy=ddp"] if ranks > 1 else [])
 
 
-def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(words: list[str], log: Path, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Start a training in a process group of its own."""
     clean = {key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"}
     more = {"KD_ALLOW_IMPORTS": "tests", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "kd", *words],
+            [sys.executable, *launcher, "-m", "kd", *words],
             cwd=ROOT,
             env={**clean, **more},
             stdout=file,
@@ -209,13 +214,24 @@ def _children(process: subprocess.Popen[bytes]) -> list[int]:
     return [pid for pid in found if b"kd" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def disturb(words: list[str], folder: Path, kills: int, draw: random.Random) -> dict[str, int]:
+def wait_for(processes: Iterable[int], seconds: float = PATIENCE) -> None:
+    """Wait until processes are gone; `TimeoutError` if they stay."""
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in processes if process_identity(pid)]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still there: {left}")
+        time.sleep(0.1)
+
+
+def disturb(
+    words: list[str], folder: Path, kills: int, draw: random.Random, launcher: list[str]
+) -> dict[str, int]:
     """Run a training to its end against a number of kills; return how often each kind was."""
     journal, log, done = folder / "journal", folder / "log.txt", dict[str, int]()
     journal.mkdir(parents=True)
     while True:
         workers = draw.choice((1, 2))  # of the augmentation, the only ones there are
-        process = start([*words, f"--data.augment.processes={workers}"], log)
+        process = start([*words, f"--data.augment.processes={workers}"], log, launcher)
         if sum(done.values()) < kills:
             before = lines_of(journal)
             wanted = before + draw.choice((0, 1, *range(12, 40)))
@@ -227,19 +243,21 @@ def disturb(words: list[str], folder: Path, kills: int, draw: random.Random) -> 
             how = draw.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGTERM, signal.SIGINT))
             others = _children(process)
             target = draw.choice(("first", "all", *(["other"] if others else [])))
-            if target == "all":
-                os.killpg(process.pid, how)
-            else:
-                os.kill(draw.choice(others) if target == "other" else process.pid, how)
+            aims = {"first": [process.pid], "all": [process.pid, *others]}
+            for pid in aims.get(target) or [draw.choice(others)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, how)
             name = f"{how.name} to {target}"
             done[name] = done.get(name, 0) + 1
         code = process.wait(PATIENCE if ends else None)
+        if ends:
+            wait_for(others)
         if code == 0:
             return done
         if not ends:
             raise SystemExit(f"a training that nobody touched ended with {code}: see {log}")
         wanted_code = {signal.SIGTERM: 143, signal.SIGINT: 130}.get(how)
-        if wanted_code not in (None, code):
+        if not launcher and wanted_code not in (None, code):  # torchrun's is always 1
             raise SystemExit(f"{name} ended with {code} instead of {wanted_code}: see {log}")
 
 
@@ -250,20 +268,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="trainings to kill")
     parser.add_argument("--folder", type=Path, help="where to work; it is kept")
+    parser.add_argument("--torchrun", action="store_true", help="it starts the processes")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="soak_"))
     folder.mkdir(exist_ok=True)
-    recipe = make_world(folder, epochs=12)
+    each = given.kills // len(given.ranks)
+    recipe = make_world(folder, epochs=max(12, each))  # long enough for all of them
     draw, failed = random.Random(given.seed), False
     for ranks in given.ranks:
+        launcher = [*TORCHRUN, f"--nproc-per-node={ranks}"] if given.torchrun else []
         began, ends = time.monotonic(), dict[str, Path]()
-        for name, kills in (("whole", 0), ("killed", given.kills // len(given.ranks))):
+        for name, kills in (("whole", 0), ("killed", each)):
             place = folder / f"{name}_{ranks}"
             shutil.rmtree(place, ignore_errors=True)
             words = command(recipe, place / "runs", place / "journal", ranks)
-            done = disturb(words, place, kills, draw)
+            done = disturb(words, place, kills, draw, launcher)
             ends[name] = versions(place / "runs" / "soak")[-1]
-            print_line(f"{ranks} ranks, {name}: {json.dumps(done)}")
+            print_line(f"{ranks} ranks, {name}: {sum(done.values())} kills, {json.dumps(done)}")
         wrong = differences(ends["whole"], ends["killed"])
         rows = [rows_of(folder / f"{name}_{ranks}" / "journal") for name in ends]
         wrong += [] if rows[0] == rows[1] else ["order of the rows"]

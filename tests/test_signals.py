@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from kd.processes import process_identity
 from kd.runs import read_manifest, versions
 from kd.signals import StopSignals, end_processes, ended
 from tests import soak
@@ -176,6 +177,27 @@ def test_two_ranks_leave_together_and_go_on_exactly(world, tmp_path, name, rank,
     assert soak.differences(*ends) == []
     rows = [soak.rows_of(tmp_path / name / "journal") for name in ("whole", "cut")]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+@pytest.mark.fault(14)
+def test_no_rank_outlives_a_torchrun_that_is_killed(world, tmp_path):  # noqa: F811
+    recipe, _, _ = world
+    journal, launcher = tmp_path / "journal", [*soak.TORCHRUN, "--nproc-per-node=2"]
+    journal.mkdir()
+    words = soak.command(recipe, tmp_path / "runs", journal, ranks=2)
+    process = soak.start([*words, "--trainer.max_epochs=500"], tmp_path / "log.txt", launcher)
+    while process.poll() is None and soak.lines_of(journal) < 20:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    ranks = [int(file.stem) for file in journal.glob("*.jsonl")]
+    assert len(ranks) == 2
+    try:
+        soak.wait_for(ranks, 10)
+    finally:
+        for pid in filter(process_identity, ranks):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
