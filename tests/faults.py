@@ -342,7 +342,11 @@ FAULTS = (
         "told with file and line, or dropped if that is asked for; when classifying, its number",
         (
             Guard("kd/data/rows.py", 'if bad and fields.on_bad_row == "error":', "if False:"),
-            Guard("kd/inference.py", "enumerate(read):\n        if not text.strip():", "if False:"),
+            Guard(
+                "kd/inference.py",
+                "enumerate(read):\n        if not text.strip():",
+                "enumerate(read):\n        if False:",
+            ),
         ),
     ),
     Fault(
