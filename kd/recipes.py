@@ -21,6 +21,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 from kd import ensembles, tracking  # noqa: F401 - recipes name the ensembles' classes
 from kd.callbacks import MetricsFile, Milestones, PredictionWriter, RunDirectory
@@ -65,6 +66,13 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,  # the box at the end says it
 }
 
+_DDP: dict[str, Any] = {
+    "start_method": "popen",
+    "gradient_as_bucket_view": True,
+    "broadcast_buffers": False,
+}
+"""What ``ddp`` means: the gradient is not copied, nor are buffers sent, as none ever changes."""
+
 _MONITORS = ("val/accuracy", "val/f1", "val/loss", "val/agreement", "val/objective")
 
 
@@ -101,6 +109,7 @@ def run_recipe(args: Sequence[str], only_fill: bool = False) -> None:
     """
     allow_imports()
     quieten()
+    StrategyRegistry.register("ddp", DDPStrategy, override=True, **_DDP)
     try:
         RecipeCLI(list(args), only_fill)
     except MisconfigurationException as error:

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing
 
 from kd import objectives
+from kd.cli import main
 from kd.runs import read_manifest, verify
 from kd.types import Batch, Outputs
 from tests.conftest import LABELS, TEXTS, MakeModel
@@ -178,6 +181,15 @@ def farthest(student: Path, other: Path) -> float:
 
 def on(ranks: int, nodes: int = 1) -> list[str]:
     return ["--trainer.strategy=ddp", f"--trainer.num_nodes={nodes}", f"--trainer.devices={ranks}"]
+
+
+def test_ddp_copies_no_gradient_and_sends_no_buffer() -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    strategy = Trainer(strategy="ddp", accelerator="cpu", devices=2, logger=False).strategy
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    assert strategy._start_method == "popen"
 
 
 @pytest.mark.slow
