@@ -145,9 +145,8 @@ class Training:
     def _find(self, fit: Fit) -> Path | None:
         """Return the finished run of a fit, if there is one."""
         for version in self._same(fit):
-            while (
-                writer(read_manifest(version)) is not None
-            ):  # by another compare, or for one that was killed
+            # by another compare, or for one that was killed
+            while writer(read_manifest(version)) is not None:
                 time.sleep(_SECONDS)
             if read_manifest(version)["status"] == "finished":
                 return version
