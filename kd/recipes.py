@@ -57,7 +57,7 @@ from kd.signals import StopSignals, end_processes, follow_launcher, requeue
 from kd.teachers import Teacher
 from kd.throughput import Throughput
 
-__all__ = ["RecipeCLI", "RunOptions", "run_recipe"]
+__all__ = ["DDP_OPTIONS", "RecipeCLI", "RunOptions", "run_recipe"]
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 3,
@@ -66,11 +66,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,  # the box at the end says it
 }
 
-_DDP: dict[str, Any] = {
-    "start_method": "popen",
-    "gradient_as_bucket_view": True,
-    "broadcast_buffers": False,
-}
+DDP_OPTIONS = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
 """What ``ddp`` means: the gradient is not copied, nor are buffers sent, as none ever changes."""
 
 _MONITORS = ("val/accuracy", "val/f1", "val/loss", "val/agreement", "val/objective")
@@ -109,7 +105,8 @@ def run_recipe(args: Sequence[str], only_fill: bool = False) -> None:
     """
     allow_imports()
     quieten()
-    StrategyRegistry.register("ddp", DDPStrategy, override=True, **_DDP)
+    how: dict[str, Any] = {"start_method": "popen", **DDP_OPTIONS}
+    StrategyRegistry.register("ddp", DDPStrategy, override=True, **how)
     try:
         RecipeCLI(list(args), only_fill)
     except MisconfigurationException as error:
@@ -181,14 +178,14 @@ class RecipeCLI(LightningCLI):
         return essence(yaml.safe_load(self._recipe))
 
     @property
-    def continued(self) -> Path | None:
+    def _continued(self) -> Path | None:
         """The version folder that this run goes on with, if it does."""
         return self.resume_from and self.resume_from.parent.parent
 
     @property
     def _taken(self) -> dict[str, str]:
         """What the run that is continued took its references for."""
-        manifest = read_manifest(self.continued) if self.continued else {}
+        manifest = read_manifest(self._continued) if self._continued else {}
         return manifest.get("references") or {}
 
     def before_instantiate_classes(self) -> None:
@@ -208,10 +205,10 @@ class RecipeCLI(LightningCLI):
         tracking.check_key(options)
         if global_rank() == 0 and not (options.trainer.fast_dev_run or self.only_fill):
             self.run = claim(options.run.root, options.run.name, command=self.config.subcommand)
-            self.run.update(seed=options.seed_everything, resumed_from=self.continued)
+            self.run.update(seed=options.seed_everything, resumed_from=self._continued)
             print_line(f"run = {self.run.path}")
             self.run.write_text("config.yaml", mask(self._recipe))
-            tracking.prepare(options, self.run, self.continued)
+            tracking.prepare(options, self.run, self._continued)
 
     def instantiate_classes(self) -> None:
         """Construct module, data and trainer; the models load later."""

@@ -29,9 +29,6 @@ LONGEST = 1200  # seconds that the tests of a row may take without their guards
 FAILED = "failure"  # these are words of pytest's report
 RESULTS = (FAILED, "error", "skipped")
 
-PENDING: set[int] = set()
-"""Rows whose promise, guards or tests are still to come."""
-
 
 class Guard(NamedTuple):
     """A place of the package that keeps a promise, and how it would be without."""

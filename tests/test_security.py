@@ -75,6 +75,13 @@ def sentence(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return told.err
 
 
+def written(folder: Path, content: str | bytes) -> Path:
+    """Write a recipe."""
+    recipe = folder / "hostile.yaml"
+    recipe.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return recipe
+
+
 # --- the package itself --------------------------------------------------------------------------
 
 RUNS_CODE = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
@@ -182,8 +189,7 @@ def naming(name: str, place: str) -> str:
 def test_a_class_of_others_is_not_even_imported(
     name: str, place: str, canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tmp_path / "hostile.yaml"
-    recipe.write_text(naming(name, place))
+    recipe = written(tmp_path, naming(name, place))
     assert "may not import" in sentence(capsys, "fit", f"--config={recipe}")
     assert "hostile_module" not in sys.modules
 
@@ -193,9 +199,8 @@ def test_a_class_of_others_is_not_even_imported(
 def test_no_command_imports_it(
     command: str, canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tmp_path / "hostile.yaml"
     place = "annotator" if command == "annotate" else "student"
-    recipe.write_text(naming("hostile_module.Evil", place))
+    recipe = written(tmp_path, naming("hostile_module.Evil", place))
     assert "may not import" in sentence(capsys, command, f"--config={recipe}")
 
 
@@ -233,13 +238,6 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "numbered": ("1: 2\n", "Key must be a string"),
     "a file of the system": ("model: /etc/passwd\n", "give a mapping of its keys"),
 }
-
-
-def written(folder: Path, content: str | bytes) -> Path:
-    """Write a recipe."""
-    recipe = folder / "hostile.yaml"
-    recipe.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return recipe
 
 
 @pytest.mark.fault(25)
@@ -284,8 +282,7 @@ def test_it_is_so_for_every_command(
 def test_a_group_of_keys_is_a_mapping(
     group: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tmp_path / "hostile.yaml"
-    recipe.write_text(f"{STUDENT}{group}: {value}\n")
+    recipe = written(tmp_path, f"{STUDENT}{group}: {value}\n")
     assert "give a mapping of its keys" in sentence(capsys, "fit", f"--config={recipe}")
     with pytest.raises(ConfigError, match="give a mapping of its keys"):
         check_groups({group: yaml.safe_load(value)}, [group])
@@ -295,8 +292,7 @@ def test_a_group_of_keys_is_a_mapping(
 def test_it_is_one_for_every_command(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tmp_path / "hostile.yaml"
-    recipe.write_text(f"{ANNOTATOR if command == 'annotate' else TAUGHT}data: 5\n")
+    recipe = written(tmp_path, f"{ANNOTATOR if command == 'annotate' else TAUGHT}data: 5\n")
     assert "data is 5: give a mapping" in sentence(capsys, command, f"--config={recipe}")
 
 
@@ -314,10 +310,9 @@ def test_what_is_no_file_is_no_recipe(
 def test_a_recipe_of_another_command_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tmp_path / "other.yaml"
-    recipe.write_text(ANNOTATOR)
+    recipe = written(tmp_path, ANNOTATOR)
     assert "is no key of this command" in sentence(capsys, "fit", f"--config={recipe}")
-    recipe.write_text(STUDENT)
+    recipe = written(tmp_path, STUDENT)
     assert "is no option" in sentence(capsys, "annotate", f"--config={recipe}")
 
 
@@ -526,13 +521,13 @@ def test_a_checkpoint_runs_nothing_whatever_the_environment_says(
 
 
 @pytest.mark.fault(26)
-@pytest.mark.parametrize("name", ["code of an unknown family", "a tokenizer's code"])
+@pytest.mark.parametrize(
+    "hostile", ["code of an unknown family", "a tokenizer's code"], indirect=True
+)
 def test_nobody_is_asked_whether_code_may_run(
-    name: str, make_model: MakeModel, canary: Path, monkeypatch: pytest.MonkeyPatch
+    hostile: tuple[Path, str], canary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_model("hostile")
-    spoil, told = FOLDERS[name]
-    spoil(folder)
+    folder, told = hostile
     answers = io.StringIO("y\n" * 9)
     monkeypatch.setattr("sys.stdin", answers)
     with pytest.raises(ModelError, match=told):
@@ -694,8 +689,7 @@ def test_no_name_leads_out_of_the_root(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(ANNOTATOR if command == "annotate" else TAUGHT)
+    recipe = written(tmp_path, ANNOTATOR if command == "annotate" else TAUGHT)
     where = "--name={}" if command in ("annotate", "compare") else "--run.name={}"
     root = where.partition("name")[0] + f"root={tmp_path / 'runs'}"
     told = sentence(capsys, command, f"--config={recipe}", where.format(name), root)

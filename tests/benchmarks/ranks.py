@@ -36,6 +36,7 @@ from kd.data.collate import TrainingBatches
 from kd.data.datamodule import TextDataModule
 from kd.data.encode import View
 from kd.data.sources import Source
+from kd.recipes import DDP_OPTIONS
 from kd.vocabulary import train_wordpiece
 from tests.benchmarks.speed import BATCH, LABELS, LENGTH, ROOT, TINY, tweets
 
@@ -91,8 +92,7 @@ def raw(folder: Path, rank: int, ranks: int, tuned: bool) -> None:
     if ranks > 1:
         meeting = f"file://{folder}/meeting"
         distributed.init_process_group("gloo", meeting, rank=rank, world_size=ranks)
-        options = {"gradient_as_bucket_view": True, "broadcast_buffers": False} if tuned else {}
-        model = DistributedDataParallel(student, **options)
+        model = DistributedDataParallel(student, **(DDP_OPTIONS if tuned else {}))
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(batches))
     for number, batch in enumerate(batches):
